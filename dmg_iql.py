@@ -1,0 +1,612 @@
+"""Doubly Mild Generalization (DMG) on the IQL backbone: one file, from an offline dataset to a normalised score.
+
+Mao et al., "Doubly Mild Generalization for Offline Reinforcement Learning", NeurIPS 2024: Section 3.5, Algorithm 1.
+    python dmg_iql.py --env-id walker2d-medium-v2 --lam 0.25
+
+The paper's symbols, and their names here:
+    π_φ, π_φ'  actor, actor_target      λ  lam            γ  gamma         s, a, r, s'               s, a, r, s2
+    Q_θ, Q_θ'  critic, critic_target    ν  nu             τ  expectile     A = Q_θ'(s, a) - V_ψ(s)   adv
+    V_ψ        value                    α  temperature                     exp(α A)                  weight
+
+Where the paper slips or is silent, and what is done here: [A] as the authors' code (github.com/maoyixiu/DMG at 28dfe7c),
+[O] our own choice.
+ 1 Eq. 14 prints -ν E[w log π] in a maximised objective, which pushes π away from the data. KL(β*||π) = const - E_β*[log π]
+   makes it +ν E[w log π]; with -(π(s) - a)² for log π (Appendix C.1), -Q + ν w (π(s) - a)² is minimised. [A]
+ 2 The square is averaged over action dimensions; Q is divided by its batch's mean |Q|, held constant, as in TD3+BC. [A]
+ 3 The weight w = exp(α A) is clipped, at 3 on Gym and 100 on AntMaze. [A]
+ 4 Critics are twins. The smaller one counts as Q_θ' (Eq. 14, 15, 16) and Q_θ (Eq. 14); Eq. 16 sums both errors. [A]
+ 5 a' in Eq. 16 is the target actor's action plus clipped Gaussian noise, as in TD3. [A]
+ 6 No value follows a terminal state. A time limit is not terminal: such rows are dropped, as D4RL does. [A]
+ 7 An iteration is a V step, a Q step with the new V, and every second time an actor step with the new V and Q and a Polyak
+   step of both target networks. [A]
+ 8 The actor's cosine ends with the run, after iterations / 2 actor steps [O]; the authors' after 500,000, however long the
+   run. They agree at the paper's 1,000,000 iterations.
+ 9 Gym states are normalised by mean and std + 0.001, taken in float64 [O]; AntMaze's are not, and its reward becomes 0 at
+   the goal and -1 elsewhere. [A]
+10 Every seed has a random stream of its own, and so has evaluation: neither the seeds beside it nor how often one evaluates
+   changes training. [O] In the authors' code all share one.
+11 nu = inf means cloning only: coefficients 0 on Q, 1 on the square. A seed whose Q leaves all bounds is marked diverged. [O]
+"""
+
+import csv
+import difflib
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+
+import gymnasium as gym
+import h5py
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+@dataclass
+class Args:
+    """Train DMG on an offline dataset and report its normalised score. None stands for the dataset's preset."""
+
+    env_id: str = "walker2d-medium-v2"  # {hopper,walker2d,halfcheetah}-<quality>-{v2: D4RL's data, local: made here}
+    exp_name: str | None = (
+        None  # part of the run folder's name; None: the script's name and the flags that were changed
+    )
+    run_dir: Path = Path("runs")  # parent of the run folder <env-id>__<exp-name>__s<first seed>-<last seed>
+    dataset_path: Path | None = None  # a file in D4RL's layout, not the one in $D4RL_DATASET_DIR (~/.d4rl/datasets)
+    seed: int = 0  # first seed, 0 or more
+    num_seeds: int = 1  # seeds trained side by side, 1 or more: seed ... seed + num_seeds - 1
+    lam: float = 0.25  # λ in [0, 1], share of the policy's value in the Bellman target (Eq. 6, 16; Table 5)
+    nu: float | None = None  # ν >= 0, pull towards good data actions (Eq. 14), inf: clone. 0.1; *expert 10; AntMaze 0.5
+    expectile: float | None = None  # τ in (0, 1), expectile taken for the in-sample maximum (Eq. 15). 0.7; AntMaze 0.9
+    temperature: float | None = None  # α >= 0 in the weights exp(α A) (Eq. 14), 0: all weights are 1. 3; AntMaze 10
+    weight_clip: float | None = None  # largest weight, > 0 (authors' code). 3; AntMaze 100
+    gamma: float = 0.99  # γ in [0, 1), discount (Table 5)
+    polyak: float = 0.005  # in (0, 1], step of the target networks towards the trained ones (Table 5)
+    learning_rate: float = 3e-4  # > 0, Adam's rate; the actor's falls to 0 along a cosine (Table 5)
+    batch_size: int = 256  # transitions per seed and iteration, 1 or more, drawn with replacement (Table 5)
+    hidden_dim: int = 256  # units in each of the two hidden layers, 1 or more (Table 5)
+    policy_noise: float = 0.2  # >= 0, standard deviation of the noise on the target actor's action (authors' code)
+    noise_clip: float = 0.5  # >= 0, bound of that noise (authors' code)
+    policy_delay: int = 2  # iterations per actor step and target step, 1 or more (authors' code)
+    iterations: int = 1_000_000  # training iterations, 1 or more (Table 5)
+    normalize_states: bool | None = None  # states to mean 0, standard deviation 1 (Appendix C.1). True; AntMaze False
+    antmaze_reward: bool | None = None  # reward 1 becomes 0, any other -1 (Appendix C.1). False; AntMaze True
+    eval_every: int | None = None  # iterations between evaluations, 1 or more; the last counts. 20,000; AntMaze 50,000
+    eval_episodes: int | None = None  # episodes per seed and evaluation, 1 or more (Appendix C.1). 10; AntMaze 100
+    log_every: int = 1_000  # iterations between rows of metrics.csv, 1 or more; the last counts
+    save_every: int = 10_000  # iterations between checkpoints, 1 or more; the last counts
+    resume: bool = False  # continue from the run folder's checkpoint, if there is one
+    overwrite: bool = False  # delete the run folder first, if there is one
+    device: str = "auto"  # cpu, cuda, or auto: cuda if torch sees a GPU
+    cudagraphs: bool = False  # on a GPU, capture the update and replay it: the same arithmetic, launched at once
+    threads: int = 0  # CPU threads; 0: torch's choice, at most 2 (more was not measured)
+    eval_workers: int = 0  # processes that play evaluation episodes; 0: one per core beside a GPU, else only this one
+
+
+CHECKS = {  # flags: (test, which NaN fails; what they have to be)
+    "lam": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+    "gamma": (lambda x: 0 <= x < 1, "in [0, 1)"),
+    "polyak": (lambda x: 0 < x <= 1, "in (0, 1]"),
+    "expectile": (lambda x: 0 < x < 1, "inside (0, 1)"),
+    "learning_rate weight_clip": (lambda x: x > 0, "above 0"),
+    "nu seed threads eval_workers": (lambda x: x >= 0, "0 or more"),
+    "temperature policy_noise noise_clip": (lambda x: 0 <= x < math.inf, "finite, 0 or more"),
+    "num_seeds batch_size hidden_dim policy_delay iterations": (lambda x: x >= 1, "1 or more"),
+    "eval_every eval_episodes log_every save_every": (lambda x: x >= 1, "1 or more"),
+    "device": (lambda x: x in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
+}
+NAMING = {"env_id", "seed", "num_seeds", "log_every"}  # flags that name the run folder, and those that resuming may change:
+MACHINE = set(
+    "exp_name run_dir dataset_path resume overwrite device cudagraphs threads eval_workers save_every".split()
+)
+
+# ---- tasks and presets -----------------------------------------------------------------------------------------------
+ROBOTS = {  # Gymnasium environment (D4RL's returns are those of -v4, not of -v5), D4RL's random and expert return
+    "hopper": ("Hopper-v4", -20.272305, 3234.3),
+    "walker2d": ("Walker2d-v4", 1.629008, 4592.3),
+    "halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
+}
+QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
+ENV_IDS = [f"{robot}-{quality}-{kind}" for kind in ("v2", "local") for robot in ROBOTS for quality in QUALITIES]
+
+
+def preset(env_id: str) -> dict[str, float | bool]:
+    """The paper's settings for a dataset id: Table 5, Appendix C.1; weight_clip and eval_every from the authors' code."""
+    if env_id.startswith("antmaze-"):
+        return dict(nu=0.5, expectile=0.9, temperature=10.0, weight_clip=100.0, normalize_states=False,
+                    antmaze_reward=True, eval_every=50_000, eval_episodes=100)  # fmt: skip
+    return dict(nu=10.0 if "expert" in env_id else 0.1, expectile=0.7, temperature=3.0, weight_clip=3.0,
+                normalize_states=True, antmaze_reward=False, eval_every=20_000, eval_episodes=10)  # fmt: skip
+
+
+def resolve(args: Args) -> Args:
+    """Fill in every None. Raises SystemExit for an unknown id, a flag out of range, or a GPU that is not there."""
+    if args.env_id not in ENV_IDS:
+        close = difflib.get_close_matches(args.env_id, ENV_IDS, n=5, cutoff=0.4) or ENV_IDS
+        raise SystemExit(f"error: --env-id {args.env_id} is unknown; did you mean {', '.join(close)}?")
+    changed = [f.name for f in fields(args) if f.name not in NAMING | MACHINE and getattr(args, f.name) != f.default]
+    name = "-".join([Path(__file__).stem] + [f"{key.replace('_', '')}{getattr(args, key)}" for key in changed])
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    args = Args(**{"exp_name": name, **preset(args.env_id), **given})
+    for flags, (test, wanted) in CHECKS.items():
+        for flag in flags.split():
+            if not test(getattr(args, flag)):
+                raise SystemExit(f"error: --{flag.replace('_', '-')} {getattr(args, flag)}: it has to be {wanted}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("error: --device cuda, but torch sees no GPU; use --device cpu or install torch with CUDA")
+    args.device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    args.cudagraphs = args.cudagraphs and args.device == "cuda"
+    args.threads = args.threads or min(torch.get_num_threads(), 2)
+    args.eval_workers = args.eval_workers or (os.cpu_count() if args.device == "cuda" else 1)
+    return args
+
+
+def make_env(env_id: str) -> gym.Env:
+    """The simulator in which policies trained on this dataset id are evaluated."""
+    gym.logger.min_level = gym.logger.ERROR  # no "v4 is out of date": it is the version that D4RL's scores mean
+    return gym.make(ROBOTS[env_id.split("-")[0]][0])
+
+
+def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
+    """D4RL's score (Appendix C.1): 0 is a random policy's return, 100 an expert's."""
+    _, random_return, expert_return = ROBOTS[env_id.split("-")[0]]
+    return 100 * (returns - random_return) / (expert_return - random_return)
+
+
+# ---- dataset and replay buffer ---------------------------------------------------------------------------------------
+MIRROR, REVISION = "imone/D4RL", "9ed58d8a76c12f4c1cb5db51fa71389e703d2ec5"  # a dataset on the Hugging Face hub
+SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"  # D4RL's own
+
+
+def find_dataset(env_id: str, dataset_path: Path | None = None) -> Path:
+    """The HDF5 file of a dataset id, D4RL's downloaded if need be. Raises SystemExit, saying what to do, without one."""
+    task, kind = env_id.rsplit("-", 1)
+    folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
+    path = dataset_path or folder / f"{task.replace('-', '_')}-{kind}.hdf5"
+    collect, failures = f"python tools/collect.py --env-id {task}-local", ""
+    if path.is_file():
+        return path
+    if dataset_path or kind == "local":
+        raise SystemExit(f"error: {path} does not exist; {collect} makes data without a network")
+    from huggingface_hub import hf_hub_download
+
+    for source in (MIRROR, SERVER):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as part:
+                if source == MIRROR:
+                    hf_hub_download(MIRROR, path.name, repo_type="dataset", revision=REVISION, local_dir=part)
+                else:
+                    torch.hub.download_url_to_file(f"{SERVER}/{path.name}", f"{part}/{path.name}")
+                h5py.File(f"{part}/{path.name}").close()  # raises if the connection was cut or something else was sent
+                os.replace(f"{part}/{path.name}", path)
+            return path
+        except Exception as error:  # each library raises kinds of its own; all of them mean: try the next source
+            failures += f"\n  {source}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    raise SystemExit(
+        f"error: could not download {path.name}:{failures}\nPut it at {path} yourself, from Hugging Face's dataset {MIRROR} "
+        f"(revision {REVISION[:7]}) or\n{SERVER}/{path.name}. Without a network: {collect}, then --env-id {task}-local"
+    )
+
+
+def load_transitions(path: Path, state_dim: int, action_dim: int, time_limit: int) -> dict[str, np.ndarray]:
+    """The transitions of a D4RL file, equal to d4rl.qlearning_dataset: s' is the next row's observation; rows at a time
+    limit and the last row are dropped. Returns float32 observations and next_observations [n, state_dim], actions
+    [n, action_dim], rewards [n], and bool terminals [n]. Raises SystemExit for a damaged, incomplete or unfit file."""
+    shapes = {"observations": (state_dim,), "actions": (action_dim,), "rewards": (), "terminals": (), "timeouts": ()}
+    try:
+        with h5py.File(path) as file:
+            data = {key: file[key][:] for key in shapes if key in file}
+    except (OSError, RuntimeError, TypeError, AttributeError) as error:
+        raise SystemExit(
+            f"error: {path} is not a whole HDF5 file ({error}); delete it, and get or make it again"
+        ) from None
+    if missing := [key for key in shapes if key not in data and key != "timeouts"]:
+        raise SystemExit(f"error: {path} has no {', '.join(missing)}: it is not a dataset in D4RL's layout")
+    rows = len(data["observations"])
+    for key, values in data.items():
+        wanted = (rows, *shapes[key])
+        data[key] = values = values[:, 0] if values.shape == (rows, 1) and not shapes[key] else values
+        if values.shape != wanted:
+            raise SystemExit(f"error: {path}: {key} has shape {values.shape}, but this environment needs {wanted}")
+        if not np.isfinite(values).all():
+            raise SystemExit(f"error: {path}: {key} holds NaN or infinite values; delete it, and get or make it again")
+    terminals, limits = data["terminals"].astype(bool), data.get("timeouts", np.zeros(rows)).astype(bool)
+    if (
+        "timeouts" not in data
+    ):  # count steps as d4rl does: from 0 at first and after a time limit, from 1 after a terminal
+        begin = step = 0
+        for end in [*np.flatnonzero(terminals), rows - 1]:
+            limits[begin + time_limit - 1 - step : end + 1 : time_limit] = True
+            begin, step = end + 1, int(not limits[end])
+    keep = np.flatnonzero(~limits[:-1])
+    if len(keep) == 0:
+        raise SystemExit(f"error: {path} has {rows} rows and no transition; delete it, and get or make it again")
+    data["next_observations"] = data["observations"][1:]
+    columns = ("observations", "actions", "rewards", "next_observations")
+    return {key: data[key][keep].astype(np.float32) for key in columns} | {"terminals": terminals[keep]}
+
+
+def replay_table(data: dict[str, np.ndarray], args: Args) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """All transitions as one tensor [n, columns] on the device, a row being s | a | r | 1 - terminal | s', with states
+    normalised by the mean and scale [state_dim] that are returned with it."""
+    s, s2, r = data["observations"], data["next_observations"], data["rewards"]
+    mean, scale = np.zeros(s.shape[1]), np.ones(s.shape[1])
+    if args.normalize_states:
+        mean, scale = s.mean(0, dtype=np.float64), s.std(0, dtype=np.float64) + 1e-3
+    r = np.where(r == 1, 0.0, -1.0) if args.antmaze_reward else r
+    columns = (s - mean) / scale, data["actions"], r[:, None], ~data["terminals"][:, None], (s2 - mean) / scale
+    table = torch.cat([torch.as_tensor(column, dtype=torch.get_default_dtype()) for column in columns], dim=1)
+    return table.to(args.device), mean, scale
+
+
+def random_seeds(args: Args, *key: int, number: int = 1) -> np.ndarray:
+    """Random seeds [seeds, number] that depend on (seed, key) alone: the same whatever seeds train beside it, and in a
+    resumed run. Keys: (0,) first networks, (1, block) batches and noise, (2, iteration) evaluation."""
+    seeds = range(args.seed, args.seed + args.num_seeds)
+    return np.stack([np.random.SeedSequence((seed, *key)).generate_state(number, np.uint64) for seed in seeds])
+
+
+BLOCK = 1_000  # iterations whose random numbers are drawn at once
+
+
+def draw_block(args: Args, block: int, rows: int, action_dim: int) -> tuple[Tensor, Tensor]:
+    """Batch indices [seeds, BLOCK, batch] and target noise [seeds, BLOCK, batch, action_dim] of BLOCK iterations."""
+    indices, noise = [], []
+    for seed in random_seeds(args, 1, block)[:, 0]:
+        draw = {"generator": torch.Generator(args.device).manual_seed(int(seed)), "device": args.device}
+        indices.append(torch.randint(rows, (BLOCK, args.batch_size), **draw))
+        noise.append(torch.randn(BLOCK, args.batch_size, action_dim, **draw) * args.policy_noise)
+    return torch.stack(indices), torch.stack(noise).clamp_(-args.noise_clip, args.noise_clip)
+
+
+# ---- networks: parameters of all seeds side by side, [nets, out, in] and [nets, out, 1] ------------------------------
+def init_mlp(args: Args, generators: list[torch.Generator], copies: int, sizes: list[int]) -> list[Tensor]:
+    """`copies` networks for every seed, nets = seeds * copies, drawn like torch.nn.Linear's: uniform in ±1/sqrt(in)."""
+    params = []
+    for fan_in, fan_out in zip(sizes, sizes[1:]):
+        for columns in (fan_in, 1):
+            uniform = torch.cat([torch.rand(copies, fan_out, columns, generator=g) for g in generators])
+            params.append(((2 * uniform - 1) / math.sqrt(fan_in)).to(args.device).requires_grad_())
+    return params
+
+
+def mlp(params: list[Tensor], x: Tensor) -> Tensor:
+    """x [nets, batch, in] -> [nets, batch, out]. Inside, samples are columns (W x + b): faster on a CPU."""
+    w1, b1, w2, b2, w3, b3 = params
+    h = torch.baddbmm(b1, w1, x.mT).relu_()
+    h = torch.baddbmm(b2, w2, h).relu_()
+    return torch.baddbmm(b3, w3, h).mT
+
+
+def policy(actor: list[Tensor], s: Tensor) -> Tensor:
+    """π_φ(s) [seeds, batch, action], inside the action bounds, ±1 for every robot here."""
+    return mlp(actor, s).tanh()
+
+
+def V(value: list[Tensor], s: Tensor) -> Tensor:
+    """V_ψ(s) [seeds, batch]."""
+    return mlp(value, s).squeeze(-1)
+
+
+def Q(critic: list[Tensor], s: Tensor, a: Tensor) -> Tensor:
+    """Q_θ(s, a) of both twins [seeds, 2, batch]; seed k's are the nets 2k and 2k + 1."""
+    return mlp(critic, torch.cat((s, a), -1).repeat_interleave(2, dim=0)).view(len(s), 2, -1)
+
+
+# ---- the losses, each [seeds] ----------------------------------------------------------------------------------------
+def value_loss(u: Tensor, args: Args) -> Tensor:
+    """Eq. 15: L_V(ψ) = E[|τ - 1(u < 0)| u²], u = Q_θ'(s, a) - V_ψ(s). As τ -> 1, V_ψ -> the in-sample maximum of Q."""
+    return (torch.where(u < 0, 1 - args.expectile, args.expectile) * u.square()).mean(-1)
+
+
+def critic_loss(q: Tensor, r: Tensor, not_done: Tensor, q2: Tensor, v2: Tensor, lam: Tensor, args: Args) -> Tensor:
+    """Eq. 16: L_Q(θ) = E[(Q_θ(s, a) - r - γ λ Q_θ'(s', a') - γ (1 - λ) V_ψ(s'))²], a' from π_φ', summed over twins."""
+    target = r + args.gamma * not_done * (lam * q2 + (1 - lam) * v2)
+    return (q - target.unsqueeze(1)).square().mean(-1).sum(-1)
+
+
+def actor_loss(q: Tensor, pi: Tensor, a: Tensor, adv: Tensor, q_coef: Tensor, nu: Tensor, args: Args) -> Tensor:
+    """Eq. 14 negated, with its sign corrected: -E[Q_θ(s, π_φ(s))] / mean |Q| + ν E[w (π_φ(s) - a)²], w = exp(α A)."""
+    weight = (args.temperature * adv).exp().clamp(max=args.weight_clip)
+    cloning = (weight.unsqueeze(-1) * (pi - a).square()).mean((-2, -1))
+    return -q_coef * q.mean(-1) / q.detach().abs().mean(-1) + nu * cloning
+
+
+class DMG:
+    """The networks and optimisers of all seeds, and one iteration of Algorithm 1."""
+
+    def __init__(self, args: Args, state_dim: int, action_dim: int) -> None:
+        self.args, self.columns = args, [state_dim, action_dim, 1, 1, state_dim]  # as in replay_table
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in random_seeds(args, 0)[:, 0]]
+        hidden = [args.hidden_dim] * 2
+        self.actor = init_mlp(args, generators, 1, [state_dim, *hidden, action_dim])
+        self.critic = init_mlp(args, generators, 2, [state_dim + action_dim, *hidden, 1])
+        self.value = init_mlp(args, generators, 1, [state_dim, *hidden, 1])
+        self.actor_target = [param.detach().clone() for param in self.actor]
+        self.critic_target = [param.detach().clone() for param in self.critic]
+        on_gpu = args.device == "cuda"  # rates and coefficients are tensors: a captured graph sees them change
+        self.optimisers = {
+            name: torch.optim.Adam(
+                params, torch.tensor(args.learning_rate).to(args.device), fused=True, capturable=on_gpu
+            )
+            for name, params in (("actor", self.actor), ("critic", self.critic), ("value", self.value))
+        }
+        self.lam = torch.tensor(args.lam, device=args.device)
+        self.q_coef, self.nu = torch.tensor([0.0, 1.0] if math.isinf(args.nu) else [1.0, args.nu], device=args.device)
+
+    def descend(self, name: str, loss: Tensor) -> None:
+        """One Adam step. Seeds share no parameter, so the gradient of their summed losses is each one's own."""
+        params = getattr(self, name)
+        for param, gradient in zip(params, torch.autograd.grad(loss.sum(), params)):
+            param.grad = gradient
+        self.optimisers[name].step()
+
+    def set_actor_rate(self, steps_done: int) -> None:
+        """Table 5's cosine schedule: the full rate at the first actor step, 0 behind the last."""
+        angle = math.pi * steps_done / max(self.args.iterations // self.args.policy_delay, 1)
+        self.optimisers["actor"].param_groups[0]["lr"].fill_(self.args.learning_rate * (1 + math.cos(angle)) / 2)
+
+    def update(self, batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
+        """One iteration, from rows of the replay table [seeds, batch, columns] and target noise [seeds, batch, action].
+        Returns the losses [seeds] and the batch's q [seeds, 2, batch] and v [seeds, batch], to be logged."""
+        s, a, r, not_done, s2 = batch.split(self.columns, dim=-1)
+        with torch.no_grad():  # the target networks stand until the Polyak step: one pass serves Eq. 14, 15 and 16
+            a2 = (policy(self.actor_target, s2) + noise).clamp_(-1, 1)
+            q_data, q2 = Q(self.critic_target, torch.cat((s, s2), 1), torch.cat((a, a2), 1)).amin(1).chunk(2, dim=1)
+
+        v = V(self.value, s)
+        v_loss = value_loss(q_data - v, self.args)
+        self.descend("value", v_loss)
+
+        with torch.no_grad():
+            v2 = V(self.value, s2)
+        q = Q(self.critic, s, a)
+        q_loss = critic_loss(q, r.squeeze(-1), not_done.squeeze(-1), q2, v2, self.lam, self.args)
+        self.descend("critic", q_loss)
+
+        log = {"value_loss": v_loss, "qf_loss": q_loss, "q": q, "v": v}
+        if actor_step:
+            with torch.no_grad():
+                adv = q_data - V(self.value, s)
+            pi = policy(self.actor, s)
+            pi_loss = actor_loss(Q(self.critic, s, pi).amin(1), pi, a, adv, self.q_coef, self.nu, self.args)
+            self.descend("actor", pi_loss)
+            log["actor_loss"] = pi_loss
+            with torch.no_grad():
+                torch._foreach_lerp_(self.actor_target, self.actor, self.args.polyak)
+                torch._foreach_lerp_(self.critic_target, self.critic, self.args.polyak)
+        return {name: value.detach() for name, value in log.items()}
+
+
+def captured(update: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    """DMG.update as two CUDA graphs, with and without the actor step: 10 iterations run as they are, to warm up what a
+    capture must not do; capturing computes nothing; from then on each iteration is a replay on copied inputs."""
+    graphs, inputs, warm_up = {}, [], iter(range(10))
+
+    def replay(batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
+        if next(warm_up, None) is not None:
+            return update(batch, noise, actor_step)
+        inputs[:] = inputs or [batch.clone(), noise.clone()]
+        if actor_step not in graphs:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                graphs[actor_step] = graph, update(*inputs, actor_step)
+        torch._foreach_copy_(inputs, [batch, noise])
+        graph, log = graphs[actor_step]
+        graph.replay()
+        return log
+
+    return replay
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+simulators = functools.cache(
+    lambda env_id, number: [make_env(env_id) for _ in range(number)]
+)  # kept between evaluations
+
+
+@torch.no_grad()
+def rollout(
+    env_id: str, actor: list[np.ndarray], mean: np.ndarray, scale: np.ndarray, resets: np.ndarray
+) -> np.ndarray:
+    """One episode from each reset seed [policies, episodes], all of them together; an ended episode is not stepped on.
+    Gives [2, policies, episodes]: returns (NaN where an action was not finite) and lengths."""
+    envs, played = simulators(env_id, resets.size), np.zeros((2, resets.size))
+    actor, running = [torch.as_tensor(param) for param in actor], set(range(resets.size))
+    states = np.stack([env.reset(seed=int(seed))[0] for env, seed in zip(envs, resets.flat)])
+    while running:
+        s = torch.as_tensor((states - mean) / scale, dtype=actor[0].dtype).view(*resets.shape, -1)
+        actions = policy(actor, s).flatten(0, 1).numpy()
+        for i in sorted(running):
+            reward, ended = math.nan, True
+            if np.isfinite(actions[i]).all():
+                states[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
+                ended = terminated or truncated
+            played[:, i] += reward, 1
+            running -= {i} if ended else set()
+    return played.reshape(2, *resets.shape)
+
+
+# ---- checkpoint, logs and the run ------------------------------------------------------------------------------------
+NETS = ("actor", "critic", "value", "actor_target", "critic_target")
+TABLES = {
+    "eval.csv": ["phase", "iteration", "env_steps", "seed", "episode", "return", "length", "score", "success"],
+    "metrics.csv": "iteration seed value_loss qf_loss actor_loss q_values v_values lam nu wall_seconds diverged".split(),
+}
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a temporary file written, then rename it: a kill leaves the old file or the new one, never half of one."""
+    write(path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_checkpoint(path: Path, agent: DMG, config: dict) -> dict:
+    """Put a checkpoint's networks and optimisers into the agent and return all of it. Raises SystemExit where it is
+    damaged, or was made by another script, from other data, with other settings or shapes."""
+    try:
+        saved = torch.load(path, map_location=agent.args.device, weights_only=True)
+        was = saved["config"]
+        if differ := [f"{key} {was.get(key)} (now {now})" for key, now in config.items() if was.get(key) != now]:
+            raise SystemExit(
+                f"error: {path} has {', '.join(differ)}; use these settings, or --overwrite to start again"
+            )
+        for name in NETS:
+            for param, old in zip(getattr(agent, name), saved["nets"][name], strict=True):
+                param.data.copy_(old.view(param.shape))
+        for name, optimiser in agent.optimisers.items():
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": saved["optimisers"][name]})
+        return saved
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise SystemExit(f"error: {path} is damaged ({type(error).__name__}); --overwrite starts again") from None
+
+
+def train(args: Args) -> int:
+    """One job: data, training, logs, checkpoints in one run folder. Returns the exit status: 3 if a seed diverged."""
+    args = resolve(args)
+    seeds = range(args.seed, args.seed + args.num_seeds)
+    folder = args.run_dir / f"{args.env_id}__{args.exp_name}__s{seeds[0]}-{seeds[-1]}"
+    done, checkpoint = folder / "done", folder / "checkpoint.pt"
+    if args.resume and done.exists():
+        print(f"{folder} is complete. {done.read_text()}")
+        return 3 if "diverged" in done.read_text() else 0
+    if folder.exists() and not (args.resume or args.overwrite):
+        how = "complete" if done.exists() else "unfinished: --resume continues it"
+        raise SystemExit(f"error: {folder} exists and is {how}; --overwrite deletes it, --exp-name makes another")
+    torch.set_num_threads(args.threads)
+    if args.cudagraphs:
+        torch.cuda.set_stream(torch.cuda.Stream())  # a capture must not follow work on the default stream
+    env = make_env(args.env_id)
+    dims = env.observation_space.shape[0], env.action_space.shape[0]
+    path = find_dataset(args.env_id, args.dataset_path)
+    table, mean, scale = replay_table(load_transitions(path, *dims, env.spec.max_episode_steps), args)
+    agent = DMG(args, *dims)
+    update = captured(agent.update) if args.cudagraphs else agent.update
+    q_bound = 100 * (table[:, sum(dims)].abs().max().item() or math.inf) / (1 - args.gamma)  # beyond it: diverged
+
+    settings = {key: value if isinstance(value, int | float) else str(value) for key, value in vars(args).items()}
+    config = {key: value for key, value in settings.items() if key not in MACHINE} | {"script": Path(__file__).stem}
+    config |= {"checkpoint_format": 1, "dataset_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    gpu = torch.cuda.get_device_name() if args.device == "cuda" else "none"
+    about = {
+        "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+    }
+    about |= {"dataset": str(path), "transitions": len(table)} | {
+        key: version(key) for key in ("torch", "mujoco", "gymnasium")
+    }
+    print(text := json.dumps(settings | config | about, indent=2))
+    saved = {
+        "config": config,
+        "iteration": 0,
+        "wall_seconds": 0.0,
+        "diverged": [False] * len(seeds),
+        "csv_bytes": [0, 0],
+    }
+    if args.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    if checkpoint.exists():
+        saved = load_checkpoint(checkpoint, agent, config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "config.json", lambda part: part.write_text(text))
+        files = [(folder / name).open("a", newline="") for name in TABLES]
+        for file, header, size in zip(files, TABLES.values(), saved["csv_bytes"]):
+            if file.tell() < size:
+                raise OSError(f"{file.name} has lost rows since the checkpoint")
+            file.truncate(size)  # rows past the checkpoint are made again
+            file.write("" if size else ",".join(header) + "\r\n")
+    except OSError as error:
+        raise SystemExit(
+            f"error: run folder {folder}: {error}; --run-dir makes another, --overwrite starts again"
+        ) from None
+    evals, metrics = map(csv.writer, files)
+    first, began, shown = saved["iteration"], time.perf_counter() - saved["wall_seconds"], {}
+    boards = [SummaryWriter(folder / f"s{seed}", purge_step=first) for seed in seeds]
+    spawn = torch.multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(args.eval_workers, spawn) if args.eval_workers > 1 else None
+
+    for t in (bar := tqdm(range(first, args.iterations), initial=first, total=args.iterations, mininterval=1)):
+        if t % BLOCK == 0 or t == first:
+            indices, noise = draw_block(args, t // BLOCK, len(table), dims[1])
+        rows, iteration, last = indices[:, t % BLOCK], t + 1, t + 1 == args.iterations
+        actor_step = iteration % args.policy_delay == 0
+        if actor_step:
+            agent.set_actor_rate(t // args.policy_delay)
+        log = update(table.index_select(0, rows.flatten()).view(*rows.shape, -1), noise[:, t % BLOCK], actor_step)
+        wall = time.perf_counter() - began
+
+        if iteration % args.log_every == 0 or last:
+            q, v = log.pop("q"), log.pop("v")
+            log |= {"q_values": q.mean((1, 2)), "v_values": v.mean(1)}
+            for k, seed in enumerate(seeds):
+                losses = {name: values[k].item() for name, values in log.items()}
+                saved["diverged"][k] |= not (q[k].abs().mean().item() <= q_bound and math.isfinite(losses["v_values"]))
+                row = [losses.get(name, "") for name in TABLES["metrics.csv"][2:7]]
+                metrics.writerow([iteration, seed, *row, args.lam, args.nu, f"{wall:.2f}", int(saved["diverged"][k])])
+                for name, value in losses.items():
+                    boards[k].add_scalar(f"losses/{name}", value, iteration)
+                boards[k].add_scalar("charts/SPS", iteration / wall, iteration)
+            shown |= {"Q": f"{q.mean().item():.1f}", "V": f"{v.mean().item():.1f}"}
+        if iteration % args.eval_every == 0 or last:
+            actor = [param.detach().cpu().numpy() for param in agent.actor]
+            resets = random_seeds(args, 2, iteration, number=args.eval_episodes)
+            shares = np.array_split(resets, min(args.eval_workers, args.eval_episodes), axis=1)
+            play = functools.partial(rollout, args.env_id, actor, mean, scale)
+            returns, lengths = np.concatenate(list((pool.map if pool else map)(play, shares)), axis=2)
+            scores = normalized_score(args.env_id, returns)
+            for k, board in enumerate(boards):
+                for e, values in enumerate(zip(returns[k], lengths[k].astype(int), scores[k])):
+                    evals.writerow(["offline", iteration, 0, seeds[k], e, *values, ""])
+                board.add_scalar("eval/normalized_score", scores[k].mean(), iteration)
+                board.add_scalar("eval/episodic_return", returns[k].mean(), iteration)
+                board.add_scalar("eval/episodic_length", lengths[k].mean(), iteration)
+            shown |= {"score": f"{scores.mean():.1f}"}
+        bar.set_postfix(shown, refresh=False)
+        if iteration % args.save_every == 0 or last:
+            for file in files:
+                file.flush()
+            saved |= {"iteration": iteration, "wall_seconds": wall, "csv_bytes": [file.tell() for file in files]}
+            saved |= {"state_mean": mean.tolist(), "state_scale": scale.tolist()}
+            saved["nets"] = {name: [param.detach() for param in getattr(agent, name)] for name in NETS}
+            saved["optimisers"] = {
+                name: optimiser.state_dict()["state"] for name, optimiser in agent.optimisers.items()
+            }
+            replace_file(checkpoint, lambda part: torch.save(saved, part))
+
+    rows = np.loadtxt(folder / "eval.csv", delimiter=",", skiprows=1, usecols=(1, 7)).reshape(-1, *scores.shape, 2)
+    curve = rows[..., 1].mean(2)  # [evaluations, seeds]
+    best = np.nan_to_num(curve.mean(1), nan=-math.inf).argmax()
+    final, top = (
+        f"{x.mean():.1f}" + (f" ± {x.std(ddof=1):.1f}" if len(x) > 1 else "") for x in (curve[-1], curve[best])
+    )
+    lost = [seed for seed, diverged in zip(seeds, saved["diverged"]) if diverged]
+    summary = f"{args.env_id}: last score {final} (iteration {iteration}), best score {top} (iteration {rows[best, 0, 0, 0]:.0f}, "
+    summary += (
+        f"chosen in hindsight); mean ± standard deviation over {len(seeds)} seed(s) of {args.eval_episodes} episodes"
+    )
+    summary += f"; diverged: seeds {lost}" if lost else ""
+    replace_file(done, lambda part: part.write_text(summary))
+    print(summary)
+    return 3 if lost else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(train(tyro.cli(Args)))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command with --resume continues from the last checkpoint")
