@@ -107,7 +107,12 @@ CHECKS = {  # flags: (test, which NaN fails; what they have to be)
     "eval_every eval_episodes log_every save_every": (lambda x: x >= 1, "1 or more"),
     "device": (lambda x: x in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
 }
-NAMING = {"env_id", "seed", "num_seeds", "log_every"}  # flags that name the run folder, and those that resuming may change:
+NAMING = {
+    "env_id",
+    "seed",
+    "num_seeds",
+    "log_every",
+}  # flags that name the run folder, and those that resuming may change:
 MACHINE = set(
     "exp_name run_dir dataset_path resume overwrite device cudagraphs threads eval_workers save_every".split()
 )

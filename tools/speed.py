@@ -154,7 +154,11 @@ def check(args: Args) -> float:
     torch.set_default_dtype(torch.float32)
     worst = 0.0
     for k, plain in enumerate(plains):
-        pairs = [(agent.actor, k, plain.actor), (agent.actor_target, k, plain.actor_target), (agent.value, k, plain.value)]
+        pairs = [
+            (agent.actor, k, plain.actor),
+            (agent.actor_target, k, plain.actor_target),
+            (agent.value, k, plain.value),
+        ]
         for twin in range(2):
             pairs.append((agent.critic, 2 * k + twin, plain.critics[twin]))
             pairs.append((agent.critic_target, 2 * k + twin, plain.critic_targets[twin]))
@@ -255,14 +259,20 @@ def main(args: Args) -> None:
         for job in jobs:
             flags = {"device": args.device, "seconds": args.seconds, "rows": args.rows}
             flags |= {"state-dim": args.state_dim, "action-dim": args.action_dim, "worker": ",".join(map(str, job))}
-            command = [sys.executable, __file__, *[x for flag, value in flags.items() for x in (f"--{flag}", str(value))]]
+            command = [
+                sys.executable,
+                __file__,
+                *[x for flag, value in flags.items() for x in (f"--{flag}", str(value))],
+            ]
             environment = os.environ | {"OMP_NUM_THREADS": str(job[2])}
             output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
             raw[job].append(json.loads(output.splitlines()[-1]))
             print(f"{repeat + 1}/{args.repeats} {job}: {raw[job][-1]['rate']:.1f} it/s", file=sys.stderr)
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores"
     lines = [f"{where}, torch {torch.__version__}, {args.repeats} repeats of {args.seconds:g} s, medians", ""]
-    lines += ["| threads | seeds | variant | iterations/s | seed-iterations/s | against plain | sgemm GFLOP/s | share of it |"]
+    lines += [
+        "| threads | seeds | variant | iterations/s | seed-iterations/s | against plain | sgemm GFLOP/s | share of it |"
+    ]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for job in jobs:
         variant, n, t = job
@@ -271,13 +281,17 @@ def main(args: Args) -> None:
             run["rate"] / plain["rate"] for run, plain in zip(raw[job], raw["plain", n, t], strict=True)
         )
         share = statistics.median(GFLOP * n * run["rate"] / run["sgemm"] for run in raw[job])
-        lines.append(f"| {t} | {n} | {variant} | {rate:.1f} | {n * rate:.1f} | {ratio:.2f}x | {gemm:.0f} | {share:.0%} |")
+        lines.append(
+            f"| {t} | {n} | {variant} | {rate:.1f} | {n * rate:.1f} | {ratio:.2f}x | {gemm:.0f} | {share:.0%} |"
+        )
     if args.device == "cuda":
         peak = max(run["memory"] for runs in raw.values() for run in runs)
         lines.append(f"\nlargest device memory allocated: {peak:.2f} GB ({args.rows:,} transitions)")
     print("\n".join(lines))
     if args.out:
-        args.out.write_text(json.dumps({"table": lines, "raw": {str(job): runs for job, runs in raw.items()}}, indent=1))
+        args.out.write_text(
+            json.dumps({"table": lines, "raw": {str(job): runs for job, runs in raw.items()}}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -5,17 +5,26 @@
 
 Every `--snapshot-every` steps the actor is written to `runs/behaviours/<robot>/snapshot_<steps>.npz` and a row to
 `progress.csv`; the whole learner (networks, optimisers, replay buffer) is saved beside them. The command can be stopped at
-any time: called again, it continues from the last snapshot.
+any time: called again, it continues from the last snapshot. After the last step it rolls out every snapshot (ten
+episodes, sampled stochastically) and writes to tools/behaviours/: *medium*, the snapshot whose score is nearest to a third
+of expert level (33.3 on D4RL's scale); *expert*, the snapshot with the best score, whatever that is; *medium-replay*, ten
+snapshots evenly spaced from the first to medium; and `<robot>.json`, which says how they were made and what they score.
 """
 
 import csv
+import json
+import multiprocessing
 import os
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
+import collect
 import gymnasium as gym
 import numpy as np
 import tyro
+
+from dmg_iql import normalized_score
 
 ROBOTS = {"hopper": "Hopper-v4", "walker2d": "Walker2d-v4", "halfcheetah": "HalfCheetah-v4"}
 
@@ -34,6 +43,8 @@ class Train:
     """seed of the learner and of the environment"""
     folder: Path = Path("runs/behaviours")
     """snapshots go to <folder>/<robot>/"""
+    episodes: int = 10
+    """episodes that each snapshot is judged by"""
 
 
 def actor_arrays(model) -> dict[str, np.ndarray]:
@@ -100,5 +111,48 @@ def train(args: Train) -> None:
         print(f"{args.robot} step {n}: mean return of the last 100 training episodes {recent:.0f}", flush=True)
 
 
+def judge(path: Path, robot: str, episodes: int) -> list[float]:
+    """Returns of `episodes` stochastic episodes of a snapshot, played as tools/collect.py plays them."""
+    arrays = np.load(path)
+    layers = [(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(len(arrays.files) // 2)]
+    collect.load_policy = lambda name: layers
+    keys = [(f"{robot}-medium-local", path.name, 1, 0, i) for i in range(episodes)]
+    return [float(collect.play(key)["rewards"].sum(dtype=np.float64)) for key in keys]
+
+
+def publish(args: Train) -> None:
+    """Choose medium, expert and medium-replay among the snapshots and write them to tools/behaviours/."""
+    paths = sorted((args.folder / args.robot).glob("snapshot_*.npz"))
+    with multiprocessing.Pool() as pool:
+        returns = pool.starmap(judge, [(path, args.robot, args.episodes) for path in paths], chunksize=1)
+    scores = normalized_score(f"{args.robot}-medium-local", np.array(returns))
+    means, steps = scores.mean(axis=1), [int(path.stem.split("_")[1]) for path in paths]
+    for path, mean in zip(paths, means):
+        print(f"{path.name}: score {mean:.1f}")
+    medium = int(np.argmin(np.abs(means - 100 / 3)))
+    replay = sorted({round(i) for i in np.linspace(0, medium, 10)})
+    chosen = {"medium": [medium], "expert": [int(np.argmax(means))], "medium-replay": replay}
+    about = {
+        "made_by": f"python tools/train_behaviour.py --robot {args.robot} --steps {args.steps} --seed {args.seed}",
+        "algorithm": "SAC (stable-baselines3), actor 64-64, critics 128-128, one update per step, sampled stochastically",
+        "versions": {name: version(name) for name in ("stable-baselines3", "torch", "gymnasium", "mujoco")},
+        "score": f"D4RL's scale: mean and standard deviation over {args.episodes} episodes of the snapshot",
+    }
+    for quality, indices in chosen.items():
+        arrays = [np.load(paths[i]) for i in indices]
+        target = collect.BEHAVIOURS / f"{args.robot}-{quality}.npz"
+        target.parent.mkdir(exist_ok=True)
+        stacked = {name: np.stack([array[name] for array in arrays]) for name in arrays[0].files}
+        replace(target, lambda path, stacked=stacked: np.savez(path.open("wb"), **stacked))
+        about[quality] = [
+            {"steps": steps[i], "score": round(means[i], 1), "sd": round(scores[i].std(), 1)} for i in indices
+        ]
+    text = json.dumps(about, indent=1)
+    replace(collect.BEHAVIOURS / f"{args.robot}.json", lambda path: path.write_text(text + "\n"))
+    print(text)
+
+
 if __name__ == "__main__":
-    train(tyro.cli(Train))
+    arguments = tyro.cli(Train)
+    train(arguments)
+    publish(arguments)
