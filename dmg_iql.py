@@ -8,24 +8,25 @@ The paper's symbols, and their names here:
     Q_θ, Q_θ'  critic, critic_target    ν  nu             τ  expectile     A = Q_θ'(s, a) - V_ψ(s)   adv
     V_ψ        value                    α  temperature                     exp(α A)                  weight
 
-Where the paper slips or is silent, and what is done here: [A] as the authors' code (github.com/maoyixiu/DMG at 28dfe7c),
-[O] our own choice.
- 1 Eq. 14 prints -ν E[w log π] in a maximised objective, which pushes π away from the data. KL(β*||π) = const - E_β*[log π]
-   makes it +ν E[w log π]; with -(π(s) - a)² for log π (Appendix C.1), -Q + ν w (π(s) - a)² is minimised. [A]
- 2 The square is averaged over action dimensions; Q is divided by its batch's mean |Q|, held constant, as in TD3+BC. [A]
+Where the paper slips or is silent, and what is done here. [A]: as the authors' code (github.com/maoyixiu/DMG, 28dfe7c)
+does; [O]: our choice.
+ 1 Eq. 14 prints -ν E[w log π] in a maximised objective, which pushes π away from the data. KL(β*||π) = const -
+   E_β*[log π] makes it +ν E[w log π]. With -(π(s) - a)² for log π (Appendix C.1): minimise -Q + ν w (π(s) - a)². [A]
+ 2 The square is averaged over action dimensions; Q is divided by its batch's mean |Q|, held constant. [A]
  3 The weight w = exp(α A) is clipped, at 3 on Gym and 100 on AntMaze. [A]
- 4 Critics are twins. The smaller one counts as Q_θ' (Eq. 14, 15, 16) and Q_θ (Eq. 14); Eq. 16 sums both errors. [A]
+ 4 Critics are twins. The smaller counts as Q_θ' (Eq. 14, 15, 16) and as Q_θ (Eq. 14); Eq. 16 sums both errors. [A]
  5 a' in Eq. 16 is the target actor's action plus clipped Gaussian noise, as in TD3. [A]
  6 No value follows a terminal state. A time limit is not terminal: such rows are dropped, as D4RL does. [A]
- 7 An iteration is a V step, a Q step with the new V, and every second time an actor step with the new V and Q and a Polyak
-   step of both target networks. [A]
- 8 The actor's cosine ends with the run, after iterations / 2 actor steps [O]; the authors' after 500,000, however long the
-   run. They agree at the paper's 1,000,000 iterations.
- 9 Gym states are normalised by mean and std + 0.001, taken in float64 [O]; AntMaze's are not, and its reward becomes 0 at
-   the goal and -1 elsewhere. [A]
-10 Every seed has a random stream of its own, and so has evaluation: neither the seeds beside it nor how often one evaluates
-   changes training. [O] In the authors' code all share one.
-11 nu = inf means cloning only: coefficients 0 on Q, 1 on the square. A seed whose Q leaves all bounds is marked diverged. [O]
+ 7 An iteration is a V step, a Q step with the new V, and every second time an actor step with the new V and Q and a
+   Polyak step of both target networks. [A]
+ 8 The actor's cosine ends with the run, after iterations / 2 actor steps [O]; the authors' after 500,000, however long
+   the run. They agree at the paper's 1,000,000 iterations.
+ 9 Gym states are normalised by mean and std + 0.001 [A], taken in float64 [O]. AntMaze's are not, and its reward
+   becomes 0 at the goal and -1 elsewhere. [A]
+10 Every seed has a random stream of its own, and so has evaluation: neither the seeds beside it nor how often one
+   evaluates changes training. [O] In the authors' code all share one.
+11 nu = inf means cloning only: coefficient 0 on Q, 1 on the square. [O] A seed whose critic is not finite, or beyond
+   100 max|r| / (1 - γ) in the mean, is marked as diverged. [O]
 """
 
 import csv
@@ -107,15 +108,14 @@ CHECKS = {  # flags: (test, which NaN fails; what they have to be)
     "eval_every eval_episodes log_every save_every": (lambda x: x >= 1, "1 or more"),
     "device": (lambda x: x in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
 }
-NAMING = {
+MACHINE = set("run_dir dataset_path save_every resume overwrite device cudagraphs threads eval_workers".split())
+UNNAMED = MACHINE | {
     "env_id",
+    "exp_name",
     "seed",
     "num_seeds",
     "log_every",
-}  # flags that name the run folder, and those that resuming may change:
-MACHINE = set(
-    "exp_name run_dir dataset_path resume overwrite device cudagraphs threads eval_workers save_every".split()
-)
+}  # not in exp_name; MACHINE may change later
 
 # ---- tasks and presets -----------------------------------------------------------------------------------------------
 ROBOTS = {  # Gymnasium environment (D4RL's returns are those of -v4, not of -v5), D4RL's random and expert return
@@ -128,7 +128,7 @@ ENV_IDS = [f"{robot}-{quality}-{kind}" for kind in ("v2", "local") for robot in 
 
 
 def preset(env_id: str) -> dict[str, float | bool]:
-    """The paper's settings for a dataset id: Table 5, Appendix C.1; weight_clip and eval_every from the authors' code."""
+    """The paper's settings for an id: Table 5, Appendix C.1; weight_clip and eval_every from the authors' code."""
     if env_id.startswith("antmaze-"):
         return dict(nu=0.5, expectile=0.9, temperature=10.0, weight_clip=100.0, normalize_states=False,
                     antmaze_reward=True, eval_every=50_000, eval_episodes=100)  # fmt: skip
@@ -141,7 +141,7 @@ def resolve(args: Args) -> Args:
     if args.env_id not in ENV_IDS:
         close = difflib.get_close_matches(args.env_id, ENV_IDS, n=5, cutoff=0.4) or ENV_IDS
         raise SystemExit(f"error: --env-id {args.env_id} is unknown; did you mean {', '.join(close)}?")
-    changed = [f.name for f in fields(args) if f.name not in NAMING | MACHINE and getattr(args, f.name) != f.default]
+    changed = [f.name for f in fields(args) if f.name not in UNNAMED and getattr(args, f.name) != f.default]
     name = "-".join([Path(__file__).stem] + [f"{key.replace('_', '')}{getattr(args, key)}" for key in changed])
     given = {key: value for key, value in vars(args).items() if value is not None}
     args = Args(**{"exp_name": name, **preset(args.env_id), **given})
@@ -176,7 +176,7 @@ SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"  # D4
 
 
 def find_dataset(env_id: str, dataset_path: Path | None = None) -> Path:
-    """The HDF5 file of a dataset id, D4RL's downloaded if need be. Raises SystemExit, saying what to do, without one."""
+    """The HDF5 file of a dataset id; D4RL's are downloaded. Raises SystemExit, saying what to do, without one."""
     task, kind = env_id.rsplit("-", 1)
     folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
     path = dataset_path or folder / f"{task.replace('-', '_')}-{kind}.hdf5"
@@ -201,7 +201,7 @@ def find_dataset(env_id: str, dataset_path: Path | None = None) -> Path:
         except Exception as error:  # each library raises kinds of its own; all of them mean: try the next source
             failures += f"\n  {source}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     raise SystemExit(
-        f"error: could not download {path.name}:{failures}\nPut it at {path} yourself, from Hugging Face's dataset {MIRROR} "
+        f"error: no download of {path.name}:{failures}\nPut it at {path}, from Hugging Face's dataset {MIRROR} "
         f"(revision {REVISION[:7]}) or\n{SERVER}/{path.name}. Without a network: {collect}, then --env-id {task}-local"
     )
 
@@ -229,10 +229,8 @@ def load_transitions(path: Path, state_dim: int, action_dim: int, time_limit: in
         if not np.isfinite(values).all():
             raise SystemExit(f"error: {path}: {key} holds NaN or infinite values; delete it, and get or make it again")
     terminals, limits = data["terminals"].astype(bool), data.get("timeouts", np.zeros(rows)).astype(bool)
-    if (
-        "timeouts" not in data
-    ):  # count steps as d4rl does: from 0 at first and after a time limit, from 1 after a terminal
-        begin = step = 0
+    if "timeouts" not in data:
+        begin = step = 0  # counted as d4rl does: from 0 at first and after a time limit, from 1 after a terminal
         for end in [*np.flatnonzero(terminals), rows - 1]:
             limits[begin + time_limit - 1 - step : end + 1 : time_limit] = True
             begin, step = end + 1, int(not limits[end])
@@ -342,13 +340,10 @@ class DMG:
         self.value = init_mlp(args, generators, 1, [state_dim, *hidden, 1])
         self.actor_target = [param.detach().clone() for param in self.actor]
         self.critic_target = [param.detach().clone() for param in self.critic]
-        on_gpu = args.device == "cuda"  # rates and coefficients are tensors: a captured graph sees them change
-        self.optimisers = {
-            name: torch.optim.Adam(
-                params, torch.tensor(args.learning_rate).to(args.device), fused=True, capturable=on_gpu
-            )
-            for name, params in (("actor", self.actor), ("critic", self.critic), ("value", self.value))
-        }
+        self.optimisers = {}
+        for name in ("actor", "critic", "value"):
+            rate = torch.tensor(args.learning_rate).to(args.device)  # like λ and ν: a captured graph sees it change
+            self.optimisers[name] = torch.optim.Adam(getattr(self, name), rate, fused=True, capturable=rate.is_cuda)
         self.lam = torch.tensor(args.lam, device=args.device)
         self.q_coef, self.nu = torch.tensor([0.0, 1.0] if math.isinf(args.nu) else [1.0, args.nu], device=args.device)
 
@@ -418,15 +413,11 @@ def captured(update: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
-simulators = functools.cache(
-    lambda env_id, number: [make_env(env_id) for _ in range(number)]
-)  # kept between evaluations
+simulators = functools.cache(lambda env_id, number: [make_env(env_id) for _ in range(number)])  # kept from call to call
 
 
 @torch.no_grad()
-def rollout(
-    env_id: str, actor: list[np.ndarray], mean: np.ndarray, scale: np.ndarray, resets: np.ndarray
-) -> np.ndarray:
+def rollout(env_id: str, actor: list, mean: np.ndarray, scale: np.ndarray, resets: np.ndarray) -> np.ndarray:
     """One episode from each reset seed [policies, episodes], all of them together; an ended episode is not stepped on.
     Gives [2, policies, episodes]: returns (NaN where an action was not finite) and lengths."""
     envs, played = simulators(env_id, resets.size), np.zeros((2, resets.size))
@@ -448,8 +439,8 @@ def rollout(
 # ---- checkpoint, logs and the run ------------------------------------------------------------------------------------
 NETS = ("actor", "critic", "value", "actor_target", "critic_target")
 TABLES = {
-    "eval.csv": ["phase", "iteration", "env_steps", "seed", "episode", "return", "length", "score", "success"],
-    "metrics.csv": "iteration seed value_loss qf_loss actor_loss q_values v_values lam nu wall_seconds diverged".split(),
+    "eval.csv": "phase,iteration,env_steps,seed,episode,return,length,score,success",
+    "metrics.csv": "iteration,seed,value_loss,qf_loss,actor_loss,q_values,v_values,lam,nu,wall_seconds,diverged",
 }
 
 
@@ -459,21 +450,26 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(path.with_suffix(".tmp"), path)
 
 
+def save_checkpoint(path: Path, agent: DMG, state: dict) -> None:
+    """Write the agent's networks and optimisers, seed axis first, beside `state`: configuration, counters, flags."""
+    nets = {name: [param.detach() for param in getattr(agent, name)] for name in NETS}
+    optimisers = {name: optimiser.state_dict()["state"] for name, optimiser in agent.optimisers.items()}
+    replace_file(path, lambda part: torch.save({**state, "nets": nets, "optimisers": optimisers}, part))
+
+
 def load_checkpoint(path: Path, agent: DMG, config: dict) -> dict:
-    """Put a checkpoint's networks and optimisers into the agent and return all of it. Raises SystemExit where it is
+    """Put a checkpoint's networks and optimisers into the agent and return its `state`. Raises SystemExit where it is
     damaged, or was made by another script, from other data, with other settings or shapes."""
     try:
         saved = torch.load(path, map_location=agent.args.device, weights_only=True)
-        was = saved["config"]
+        nets, optimisers, was = saved.pop("nets"), saved.pop("optimisers"), saved["config"]
         if differ := [f"{key} {was.get(key)} (now {now})" for key, now in config.items() if was.get(key) != now]:
-            raise SystemExit(
-                f"error: {path} has {', '.join(differ)}; use these settings, or --overwrite to start again"
-            )
+            raise SystemExit(f"error: {path} has {', '.join(differ)}; use its settings, or --overwrite to start again")
         for name in NETS:
-            for param, old in zip(getattr(agent, name), saved["nets"][name], strict=True):
+            for param, old in zip(getattr(agent, name), nets[name], strict=True):
                 param.data.copy_(old.view(param.shape))
         for name, optimiser in agent.optimisers.items():
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": saved["optimisers"][name]})
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": optimisers[name]})
         return saved
     except Exception as error:  # torch raises many kinds for a damaged file
         raise SystemExit(f"error: {path} is damaged ({type(error).__name__}); --overwrite starts again") from None
@@ -502,45 +498,35 @@ def train(args: Args) -> int:
     update = captured(agent.update) if args.cudagraphs else agent.update
     q_bound = 100 * (table[:, sum(dims)].abs().max().item() or math.inf) / (1 - args.gamma)  # beyond it: diverged
 
+    def digest(file: Path) -> str:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
     settings = {key: value if isinstance(value, int | float) else str(value) for key, value in vars(args).items()}
-    config = {key: value for key, value in settings.items() if key not in MACHINE} | {"script": Path(__file__).stem}
-    config |= {"checkpoint_format": 1, "dataset_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    gpu = torch.cuda.get_device_name() if args.device == "cuda" else "none"
-    about = {
-        "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
-        "cores": os.cpu_count(),
-        "gpu": gpu,
-    }
-    about |= {"dataset": str(path), "transitions": len(table)} | {
-        key: version(key) for key in ("torch", "mujoco", "gymnasium")
-    }
+    config = {key: value for key, value in settings.items() if key not in MACHINE | {"exp_name"}}
+    config |= {"script": Path(__file__).stem, "checkpoint_format": 1, "dataset_sha256": digest(path)}
+    about = {"dataset": str(path), "transitions": len(table), "script_sha256": digest(Path(__file__))}
+    about |= {"device_name": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores"}
+    about |= {package: version(package) for package in ("torch", "numpy", "mujoco", "gymnasium")}
     print(text := json.dumps(settings | config | about, indent=2))
-    saved = {
-        "config": config,
-        "iteration": 0,
-        "wall_seconds": 0.0,
-        "diverged": [False] * len(seeds),
-        "csv_bytes": [0, 0],
-    }
+    state = {"config": config, "state_mean": mean.tolist(), "state_scale": scale.tolist(), "iteration": 0}
+    state |= {"wall_seconds": 0.0, "csv_bytes": [0, 0], "diverged": [False] * len(seeds)}
     if args.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     if checkpoint.exists():
-        saved = load_checkpoint(checkpoint, agent, config)
+        state = load_checkpoint(checkpoint, agent, config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "config.json", lambda part: part.write_text(text))
         files = [(folder / name).open("a", newline="") for name in TABLES]
-        for file, header, size in zip(files, TABLES.values(), saved["csv_bytes"]):
+        for file, header, size in zip(files, TABLES.values(), state["csv_bytes"]):
             if file.tell() < size:
                 raise OSError(f"{file.name} has lost rows since the checkpoint")
             file.truncate(size)  # rows past the checkpoint are made again
-            file.write("" if size else ",".join(header) + "\r\n")
+            file.write("" if size else header + "\r\n")
     except OSError as error:
-        raise SystemExit(
-            f"error: run folder {folder}: {error}; --run-dir makes another, --overwrite starts again"
-        ) from None
+        raise SystemExit(f"error: {folder}: {error}; --run-dir makes another, --overwrite starts again") from None
     evals, metrics = map(csv.writer, files)
-    first, began, shown = saved["iteration"], time.perf_counter() - saved["wall_seconds"], {}
+    first, began, shown = state["iteration"], time.perf_counter() - state["wall_seconds"], {}
     boards = [SummaryWriter(folder / f"s{seed}", purge_step=first) for seed in seeds]
     spawn = torch.multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(args.eval_workers, spawn) if args.eval_workers > 1 else None
@@ -556,17 +542,18 @@ def train(args: Args) -> int:
         wall = time.perf_counter() - began
 
         if iteration % args.log_every == 0 or last:
-            q, v = log.pop("q"), log.pop("v")
-            log |= {"q_values": q.mean((1, 2)), "v_values": v.mean(1)}
+            q, losses = log["q"], {name: log[name] for name in ("value_loss", "qf_loss", "actor_loss") if name in log}
+            losses |= {"q_values": q.mean((1, 2)), "v_values": log["v"].mean(1)}
             for k, seed in enumerate(seeds):
-                losses = {name: values[k].item() for name, values in log.items()}
-                saved["diverged"][k] |= not (q[k].abs().mean().item() <= q_bound and math.isfinite(losses["v_values"]))
-                row = [losses.get(name, "") for name in TABLES["metrics.csv"][2:7]]
-                metrics.writerow([iteration, seed, *row, args.lam, args.nu, f"{wall:.2f}", int(saved["diverged"][k])])
-                for name, value in losses.items():
-                    boards[k].add_scalar(f"losses/{name}", value, iteration)
+                row = dict.fromkeys(TABLES["metrics.csv"].split(","), "") | {"iteration": iteration, "seed": seed}
+                row |= {name: values[k].item() for name, values in losses.items()}
+                state["diverged"][k] |= not (q[k].abs().mean().item() <= q_bound and math.isfinite(row["v_values"]))
+                row |= {"lam": args.lam, "nu": args.nu, "wall_seconds": round(wall, 2)}
+                metrics.writerow((row | {"diverged": int(state["diverged"][k])}).values())
+                for name in losses:
+                    boards[k].add_scalar(f"losses/{name}", row[name], iteration)
                 boards[k].add_scalar("charts/SPS", iteration / wall, iteration)
-            shown |= {"Q": f"{q.mean().item():.1f}", "V": f"{v.mean().item():.1f}"}
+            shown |= {"Q": f"{q.mean().item():.1f}", "V": f"{log['v'].mean().item():.1f}"}
         if iteration % args.eval_every == 0 or last:
             actor = [param.detach().cpu().numpy() for param in agent.actor]
             resets = random_seeds(args, 2, iteration, number=args.eval_episodes)
@@ -585,25 +572,19 @@ def train(args: Args) -> int:
         if iteration % args.save_every == 0 or last:
             for file in files:
                 file.flush()
-            saved |= {"iteration": iteration, "wall_seconds": wall, "csv_bytes": [file.tell() for file in files]}
-            saved |= {"state_mean": mean.tolist(), "state_scale": scale.tolist()}
-            saved["nets"] = {name: [param.detach() for param in getattr(agent, name)] for name in NETS}
-            saved["optimisers"] = {
-                name: optimiser.state_dict()["state"] for name, optimiser in agent.optimisers.items()
-            }
-            replace_file(checkpoint, lambda part: torch.save(saved, part))
+            state |= {"iteration": iteration, "wall_seconds": wall, "csv_bytes": [file.tell() for file in files]}
+            save_checkpoint(checkpoint, agent, state)
 
+    for file in (*boards, *files):
+        file.close()
     rows = np.loadtxt(folder / "eval.csv", delimiter=",", skiprows=1, usecols=(1, 7)).reshape(-1, *scores.shape, 2)
     curve = rows[..., 1].mean(2)  # [evaluations, seeds]
     best = np.nan_to_num(curve.mean(1), nan=-math.inf).argmax()
-    final, top = (
-        f"{x.mean():.1f}" + (f" ± {x.std(ddof=1):.1f}" if len(x) > 1 else "") for x in (curve[-1], curve[best])
-    )
-    lost = [seed for seed, diverged in zip(seeds, saved["diverged"]) if diverged]
-    summary = f"{args.env_id}: last score {final} (iteration {iteration}), best score {top} (iteration {rows[best, 0, 0, 0]:.0f}, "
-    summary += (
-        f"chosen in hindsight); mean ± standard deviation over {len(seeds)} seed(s) of {args.eval_episodes} episodes"
-    )
+    final, top = (f"{x.mean():.1f} ± {x.std(ddof=min(1, len(x) - 1)):.1f}" for x in (curve[-1], curve[best]))
+    summary = f"{args.env_id}: last score {final} (iteration {iteration:,}), best score {top} (iteration "
+    summary += f"{rows[best, 0, 0, 0]:,.0f}, chosen in hindsight): mean ± standard deviation over {len(seeds)} seed(s)"
+    summary += f" of the mean over {args.eval_episodes} episodes"
+    lost = [seed for seed, diverged in zip(seeds, state["diverged"]) if diverged]
     summary += f"; diverged: seeds {lost}" if lost else ""
     replace_file(done, lambda part: part.write_text(summary))
     print(summary)
