@@ -1,5 +1,5 @@
-"""The update against an independent, plain transcription of the method, the losses against numbers worked out by hand, and
-the networks' first weights against torch.nn.Linear's."""
+"""The update against an independent, plain transcription of the method, the losses against numbers worked out by hand,
+and the networks' first weights against torch.nn.Linear's."""
 
 import math
 from collections.abc import Callable
@@ -18,8 +18,9 @@ ANTMAZE = dict(nu=0.5, expectile=0.9, temperature=10.0, weight_clip=100.0, norma
 
 
 class Transcription:
-    """DMG for one seed, the slow way: one torch.nn net at a time, one step after the other, nothing reused. Written from
-    the paper's Section 3.5 and a description of the authors' code, for this test; shares no code with the script."""
+    """DMG for one seed, the slow way: one torch.nn net at a time, one step after the other, nothing reused. Written
+    from the paper's Section 3.5 and a description of the authors' code, for this test; shares no code with the
+    script."""
 
     def __init__(self, nets: dict[str, nn.Module], args: dmg_iql.Args) -> None:
         self.nets, self.args, self.count = nets, args, 0
@@ -36,7 +37,9 @@ class Transcription:
         for name in names:
             self.optimisers[name].step()
 
-    def iterate(self, s: torch.Tensor, a: torch.Tensor, r: torch.Tensor, d: torch.Tensor, s2: torch.Tensor, z: torch.Tensor) -> None:
+    def iterate(
+        self, s: torch.Tensor, a: torch.Tensor, r: torch.Tensor, d: torch.Tensor, s2: torch.Tensor, z: torch.Tensor
+    ) -> None:
         """One iteration on a batch (r and d of shape [batch, 1]) with Gaussian smoothing noise z, not yet clipped."""
         nets, args = self.nets, self.args
         self.count += 1
@@ -48,7 +51,9 @@ class Transcription:
         self.step((tau * difference**2).mean(), "v")
 
         # Q step towards r + γ (1 - d) [λ min Q'(s', π'(s') + noise) + (1 - λ) V(s')]
-        a2 = torch.clamp(torch.tanh(nets["actor_target"](s2)) + torch.clamp(z, -args.noise_clip, args.noise_clip), -1, 1)
+        a2 = torch.clamp(
+            torch.tanh(nets["actor_target"](s2)) + torch.clamp(z, -args.noise_clip, args.noise_clip), -1, 1
+        )
         sa2 = torch.cat([s2, a2], 1)
         outside = torch.min(nets["q1_target"](sa2), nets["q2_target"](sa2))
         mixed = args.lam * outside + (1 - args.lam) * nets["v"](s2)
@@ -116,7 +121,8 @@ def test_twenty_updates(float64: None, job: Callable, hopper_file: Path, setting
 
     with h5py.File(hopper_file) as file:  # the transitions, row by row
         rows = [
-            [file[key][i] for key in ("observations", "actions", "rewards", "terminals")] + [file["observations"][i + 1]]
+            [file[key][i] for key in ("observations", "actions", "rewards", "terminals")]
+            + [file["observations"][i + 1]]
             for i in range(len(file["rewards"]) - 1)
             if not file["timeouts"][i]
         ]
@@ -159,8 +165,8 @@ def test_critic_loss_by_hand() -> None:
 
 
 def test_actor_loss_by_hand() -> None:
-    """Eq. 14: weights exp(3 * 0) = 1 and min(exp(3 * 9), 3) = 3; squares 0.25 and 1 in one of two action dimensions, so the
-    cloning term is (0.25 + 0 + 3 + 0) / 4; the Q term is -(2 - 4) / 3."""
+    """Eq. 14: weights exp(3 * 0) = 1 and min(exp(3 * 9), 3) = 3; squares 0.25 and 1 in one of two action dimensions,
+    so the cloning term is (0.25 + 0 + 3 + 0) / 4; the Q term is -(2 - 4) / 3."""
     q, adv = torch.tensor([[2.0, -4.0]]), torch.tensor([[0.0, 9.0]])
     pi, a = torch.tensor([[[0.5, 0.1], [1.0, 0.2]]]), torch.tensor([[[0.0, 0.1], [0.0, 0.2]]])
     args = dmg_iql.Args(temperature=3.0, weight_clip=3.0)
@@ -169,7 +175,8 @@ def test_actor_loss_by_hand() -> None:
 
 
 def test_actor_loss_pulls_towards_good_actions() -> None:
-    """The sign of Eq. 14: a gradient step moves π(s) towards the dataset action, and further where the weight is larger."""
+    """The sign of Eq. 14: a gradient step moves π(s) towards the dataset action, and further where the weight is
+    larger."""
     pi = torch.zeros(1, 2, 1, requires_grad=True)
     a, adv = torch.full((1, 2, 1), 0.5), torch.tensor([[0.0, 0.3]])
     args = dmg_iql.Args(temperature=3.0, weight_clip=3.0)
@@ -180,11 +187,16 @@ def test_actor_loss_pulls_towards_good_actions() -> None:
 
 
 def test_first_weights_are_linear_ones() -> None:
-    """Weights and biases of every layer come from the distribution of torch.nn.Linear's (two-sample Kolmogorov-Smirnov)."""
+    """Weights and biases of every layer come from the distribution of torch.nn.Linear's (two-sample
+    Kolmogorov-Smirnov)."""
     args = dmg_iql.resolve(dmg_iql.Args(env_id="hopper-medium-local", num_seeds=8, device="cpu", threads=1))
     agent = dmg_iql.DMG(args, 11, 3)
     torch.manual_seed(0)
-    for params, sizes in ((agent.actor, (11, 256, 256, 3)), (agent.critic, (14, 256, 256, 1)), (agent.value, (11, 256, 256, 1))):
+    for params, sizes in (
+        (agent.actor, (11, 256, 256, 3)),
+        (agent.critic, (14, 256, 256, 1)),
+        (agent.value, (11, 256, 256, 1)),
+    ):
         for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:])):
             assert params[2 * i].shape[1:] == (fan_out, fan_in) and params[2 * i + 1].shape[1:] == (fan_out, 1)
             linears = [nn.Linear(fan_in, fan_out) for _ in range(400 if fan_out < 256 else 8)]

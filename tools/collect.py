@@ -1,13 +1,15 @@
-"""Make an offline dataset without a network: roll out the small policies of tools/behaviours/ in Gymnasium's -v4 robots.
+"""Make an offline dataset without a network: roll out the small policies of tools/behaviours/ in Gymnasium's -v4
+robots.
 
     python tools/collect.py --env-id hopper-medium-local
 
-The file has D4RL's HDF5 layout (observations, actions, rewards, terminals, timeouts; float32 and bool) and goes where the
-scripts look for it. Every episode has a seed of its own, so the file is the same, byte for byte, for any number of workers.
-Qualities, in D4RL's sense: *random* uniform actions; *medium* a SAC policy of about a third of expert level, sampled
-stochastically; *expert* the best policy of that training run; *medium-expert* half of each; *medium-replay* policies saved
-on the way to medium, in training order, the same number of rows each. (D4RL's medium-replay is the training buffer itself:
-every step by another policy. Ours are roll-outs of a few snapshots, so its early, random part is thinner.)
+The file has D4RL's HDF5 layout (observations, actions, rewards, terminals, timeouts; float32 and bool) and goes where
+the scripts look for it. Every episode has a seed of its own, so the file is the same, byte for byte, for any number of
+workers. Qualities, in D4RL's sense: *random* uniform actions; *medium* a SAC policy of about a third of expert level,
+sampled stochastically; *expert* the best policy of that training run; *medium-expert* half of each; *medium-replay*
+policies saved on the way to medium, in training order, the same number of rows each. (D4RL's medium-replay is the
+training buffer itself: every step by another policy. Ours are roll-outs of a few snapshots, so its early, random part
+is thinner.)
 """
 
 import functools
@@ -50,7 +52,8 @@ class Args:
 
 
 def parts(env_id: str) -> list[str]:
-    """The policies that make up a dataset, in order, each with an equal share of rows: "random", or "<file>:<index>"."""
+    """The policies that make up a dataset, in order, each with an equal share of rows: "random", or
+    "<file>:<index>"."""
     robot, quality = env_id.removesuffix("-local").split("-", 1)
     if quality == "random":
         return ["random"]
@@ -120,7 +123,7 @@ def collect(env_id: str, size: int, seed: int, workers: int) -> tuple[dict[str, 
         for part, (name, share) in enumerate(zip(names, shares)):
             rows, first = 0, 0
             while rows < share:
-                keys = [(env_id, name, seed, part, i) for i in range(first, first + 16)]
+                keys = [(env_id, name, seed, part, i) for i in range(first, first + 2 * workers)]
                 first += len(keys)
                 for episode in pool.imap(play, keys):  # in order, whoever plays them
                     length = len(episode["rewards"])

@@ -2,9 +2,9 @@
 
     python tools/report.py runs/hopper-medium-local__quickstart__s0-1 --figure curve.png
 
-For each run: the score on D4RL's scale at the last checkpoint and at the best one (chosen in hindsight), as mean and sample
-standard deviation over seeds of each seed's mean over episodes, the number of seeds and iterations, and the mean score of
-the episodes in the dataset itself.
+For each run: the score on D4RL's scale at the last checkpoint and at the best one (chosen in hindsight), as mean and
+sample standard deviation over seeds of each seed's mean over episodes, the number of seeds and iterations, and the
+mean score of the episodes in the dataset itself.
 """
 
 import csv

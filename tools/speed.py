@@ -3,9 +3,9 @@
     bash benchmark.sh speed                       # or: python tools/speed.py --threads 1 2 --seeds 1 5 10
 
 Variants: *plain* (a NumPy replay buffer, one host-to-device copy per array and batch, torch.nn networks one by one, the
-seeds in a loop, Adam without fusion), *eager* (DMG.update of dmg_iql.py) and, on a GPU, *graphs* (its CUDA graphs). Each
-measurement is a process of its own; the variants take turns, `--repeats` times, and the table shows medians. Before
-anything is timed, both are checked to compute the same parameters from the same batches.
+seeds in a loop, Adam without fusion), *eager* (DMG.update of dmg_iql.py) and, on a GPU, *graphs* (its CUDA graphs).
+Each measurement is a process of its own; the variants take turns, `--repeats` times, and the table shows medians.
+Before anything is timed, both are checked to compute the same parameters from the same batches.
 """
 
 import json
@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import dmg_iql
+
 GFLOP = 0.64  # arithmetic of one iteration of one seed: 19 products of hidden layers, 2 * 256^3 each
 
 
@@ -53,9 +55,10 @@ class Args:
 
 
 class Plain:
-    """DMG's update (dmg_iql.py) for one seed, written the usual way: torch.nn modules, backward(), one optimiser each."""
+    """DMG's update (dmg_iql.py) for one seed, written the usual way: torch.nn modules, backward(), one optimiser
+    each."""
 
-    def __init__(self, args, state_dim: int, action_dim: int) -> None:
+    def __init__(self, args: dmg_iql.Args, state_dim: int, action_dim: int) -> None:
         def net(inputs: int, outputs: int) -> nn.Sequential:
             width = args.hidden_dim
             layers = nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
@@ -74,7 +77,7 @@ class Plain:
         self.value_optimiser = torch.optim.Adam(self.value.parameters(), **adam)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.actor_optimiser, args.iterations // 2)
 
-    def take(self, agent, k: int) -> None:
+    def take(self, agent: dmg_iql.DMG, k: int) -> None:
         """Copy seed k's networks from a dmg_iql.DMG, to compare the two."""
         for name in ("actor", "actor_target", "value"):
             for mine, theirs in zip(getattr(self, name).parameters(), getattr(agent, name)):
@@ -84,7 +87,7 @@ class Plain:
                 for mine, theirs in zip(one.parameters(), params):
                     mine.data.copy_(theirs[2 * k + twin].view_as(mine))
 
-    def update(self, s, a, r, not_done, s2, noise) -> dict[str, float]:
+    def update(self, s: Tensor, a: Tensor, r: Tensor, not_done: Tensor, s2: Tensor, noise: Tensor) -> dict[str, float]:
         """One iteration from batches [batch, ...]; r and not_done are [batch, 1]."""
         args, self.iteration = self.args, self.iteration + 1
         sa = torch.cat([s, a], 1)
@@ -124,18 +127,14 @@ class Plain:
         return {"value_loss": value_loss.item(), "critic_loss": critic_loss.item()}
 
 
-def dmg_args(args: Args, seeds: int, threads: int):
+def dmg_args(args: Args, seeds: int, threads: int) -> dmg_iql.Args:
     """Resolved dmg_iql arguments for this benchmark's job."""
-    import dmg_iql
-
     job = dmg_iql.Args(env_id="hopper-medium-local", num_seeds=seeds, device=args.device, threads=threads)
     return dmg_iql.resolve(job)
 
 
 def check(args: Args) -> float:
     """The largest difference of any parameter between plain and ours after 20 updates in float64, on the CPU."""
-    import dmg_iql
-
     torch.set_default_dtype(torch.float64)
     job = dmg_args(Args(device="cpu"), 2, 1)
     agent, plains = dmg_iql.DMG(job, args.state_dim, args.action_dim), []
@@ -170,8 +169,6 @@ def check(args: Args) -> float:
 
 def measure(args: Args, variant: str, seeds: int, threads: int) -> dict[str, float]:
     """Iterations per second of one variant, whole loop: batch, noise and update."""
-    import dmg_iql
-
     job = dmg_args(args, seeds, threads)
     rng = np.random.default_rng(0)
     s, a = args.state_dim, args.action_dim

@@ -4,17 +4,19 @@
     python tools/train_behaviour.py --robot hopper --steps 300000
 
 Every `--snapshot-every` steps the actor is written to `runs/behaviours/<robot>/snapshot_<steps>.npz` and a row to
-`progress.csv`; the whole learner (networks, optimisers, replay buffer) is saved beside them. The command can be stopped at
-any time: called again, it continues from the last snapshot. After the last step it rolls out every snapshot (ten
-episodes, sampled stochastically) and writes to tools/behaviours/: *medium*, the snapshot whose score is nearest to a third
-of expert level (33.3 on D4RL's scale); *expert*, the snapshot with the best score, whatever that is; *medium-replay*, ten
-snapshots evenly spaced from the first to medium; and `<robot>.json`, which says how they were made and what they score.
+`progress.csv`; the whole learner (networks, optimisers, replay buffer) is saved beside them. The command can be
+stopped at any time: called again, it continues from the last snapshot. After the last step it rolls out every snapshot
+(ten episodes, sampled stochastically) and writes to tools/behaviours/: *medium*, the snapshot whose score is nearest
+to a third of expert level (33.3 on D4RL's scale); *expert*, the snapshot with the best score, whatever that is;
+*medium-replay*, ten snapshots evenly spaced from the first to medium; and `<robot>.json`, which says how they were
+made and what they score.
 """
 
 import csv
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -47,7 +49,7 @@ class Train:
     """episodes that each snapshot is judged by"""
 
 
-def actor_arrays(model) -> dict[str, np.ndarray]:
+def actor_arrays(model: object) -> dict[str, np.ndarray]:
     """The actor of a stable-baselines3 SAC model as float32 arrays: w0, b0, w1, b1 (ReLU layers), w2, b2 (mean and
     log standard deviation side by side), each w of shape (in, out)."""
     actor = model.policy.actor
@@ -61,7 +63,7 @@ def actor_arrays(model) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}
 
 
-def replace(path: Path, write) -> None:
+def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Call write(temporary path), then rename it to `path`, so that a kill leaves the old file or the new one."""
     temporary = path.with_name("tmp-" + path.name)
     write(temporary)
@@ -134,7 +136,7 @@ def publish(args: Train) -> None:
     chosen = {"medium": [medium], "expert": [int(np.argmax(means))], "medium-replay": replay}
     about = {
         "made_by": f"python tools/train_behaviour.py --robot {args.robot} --steps {args.steps} --seed {args.seed}",
-        "algorithm": "SAC (stable-baselines3), actor 64-64, critics 128-128, one update per step, sampled stochastically",
+        "algorithm": "SAC of stable-baselines3, actor 64-64, critics 128-128, one update per step, sampled as trained",
         "versions": {name: version(name) for name in ("stable-baselines3", "torch", "gymnasium", "mujoco")},
         "score": f"D4RL's scale: mean and standard deviation over {args.episodes} episodes of the snapshot",
     }
