@@ -4,29 +4,33 @@ Mao et al., "Doubly Mild Generalization for Offline Reinforcement Learning", Neu
     python dmg_iql.py --env-id walker2d-medium-v2 --lam 0.25
 
 The paper's symbols, and their names here:
-    π_φ, π_φ'  actor, actor_target      λ  lam            γ  gamma         s, a, r, s'               s, a, r, s2
-    Q_θ, Q_θ'  critic, critic_target    ν  nu             τ  expectile     A = Q_θ'(s, a) - V_ψ(s)   adv
-    V_ψ        value                    α  temperature                     exp(α A)                  weight
+    π_φ, π_φ'  actor, actor_target      λ  lam            s, a, r, s'  s, a, r, s2    A = Q_θ'(s, a) - V_ψ(s)  adv
+    Q_θ, Q_θ'  critic, critic_target    ν  nu             a' ~ π_φ'    a2             w = exp(α A)             weight
+    V_ψ        value                    α  temperature    Q_θ'(s', a') q2             τ expectile, γ gamma
+    Q_θ'(s, a) q_target                                   V_ψ(s')      v2
 
 Where the paper slips or is silent, and what is done here. [A]: as the authors' code (github.com/maoyixiu/DMG, 28dfe7c)
 does; [O]: our choice.
  1 Eq. 14 prints -ν E[w log π] in a maximised objective, which pushes π away from the data. KL(β*||π) = const -
-   E_β*[log π] makes it +ν E[w log π]. With -(π(s) - a)² for log π (Appendix C.1): minimise -Q + ν w (π(s) - a)². [A]
- 2 The square is averaged over action dimensions; Q is divided by its batch's mean |Q|, held constant. [A]
- 3 The weight w = exp(α A) is clipped, at 3 on Gym and 100 on AntMaze. [A]
- 4 Critics are twins. The smaller counts as Q_θ' (Eq. 14, 15, 16) and as Q_θ (Eq. 14); Eq. 16 sums both errors. [A]
- 5 a' in Eq. 16 is the target actor's action plus clipped Gaussian noise, as in TD3. [A]
- 6 No value follows a terminal state. A time limit is not terminal: such rows are dropped, as D4RL does. [A]
- 7 An iteration is a V step, a Q step with the new V, and every second time an actor step with the new V and Q and a
-   Polyak step of both target networks. [A]
- 8 The actor's cosine ends with the run, after iterations / 2 actor steps [O]; the authors' after 500,000, however long
-   the run. They agree at the paper's 1,000,000 iterations.
+   E_β*[log π] makes it +ν E[w log π] (the normaliser of β* dropped, as in print). With -(π(s) - a)² for log π
+   (Appendix C.1): minimise -Q + ν w (π(s) - a)². [A] actor_loss
+ 2 The square is averaged over action dimensions; Q(s, π(s)) is divided by its batch's mean absolute value, held
+   constant, so ν is relative to the size of Q. [A] actor_loss
+ 3 The weight w is clipped, at 3 on Gym and 100 on AntMaze. [A] actor_loss
+ 4 Critics are twins. The smaller counts as Q_θ' (Eq. 14-16) and as Q_θ (Eq. 14); Eq. 16 sums both errors. [A] update
+ 5 a' is the target actor's action plus clipped Gaussian noise, within the action bounds, as in TD3. [A] update
+ 6 No value follows a terminal state. A time limit is not terminal: rows at one are dropped, and so is a file's last
+   row, as D4RL does. [A] critic_loss, load_transitions
+ 7 An iteration is a V step, a Q step with the new V, and every policy_delay-th (2nd) time an actor step, with the new
+   V and Q but the same Q_θ', and a Polyak step of both target networks: polyak counts per actor step. [A] update
+ 8 The actor's cosine ends with the run, after iterations / policy_delay actor steps [O]; the authors' after 500,000,
+   however long the run. They agree at the paper's 1,000,000 iterations. set_actor_rate
  9 Gym states are normalised by mean and std + 0.001 [A], taken in float64 [O]. AntMaze's are not, and its reward
-   becomes 0 at the goal and -1 elsewhere. [A]
+   becomes 0 at the goal, -1 elsewhere [A]; AntMaze has its presets here, but no simulator yet. replay_table
 10 Every seed has a random stream of its own, and so has evaluation: neither the seeds beside it nor how often one
-   evaluates changes training. [O] In the authors' code all share one.
-11 nu = inf means cloning only: coefficient 0 on Q, 1 on the square. [O] A seed whose critic is not finite, or beyond
-   100 max|r| / (1 - γ) in the mean, is marked as diverged. [O]
+   evaluates changes what is drawn. [O] In the authors' code all share one. random_seeds
+11 nu = inf means cloning only: coefficient 0 on Q, 1 on the square. [O] A seed whose critic or V is not finite, or
+   whose batch has a mean |Q| above 100 max|r| / (1 - γ), when logged, is marked as diverged from then on. [O] train
 """
 
 import csv
@@ -154,7 +158,8 @@ def resolve(args: Args) -> Args:
     args.device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     args.cudagraphs = args.cudagraphs and args.device == "cuda"
     args.threads = args.threads or min(torch.get_num_threads(), 2)
-    args.eval_workers = args.eval_workers or (os.cpu_count() if args.device == "cuda" else 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    args.eval_workers = args.eval_workers or (cores if args.device == "cuda" else 1)
     return args
 
 
@@ -214,29 +219,29 @@ def load_transitions(path: Path, state_dim: int, action_dim: int, time_limit: in
     try:
         with h5py.File(path) as file:
             data = {key: file[key][:] for key in shapes if key in file}
-    except (OSError, RuntimeError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged file raises any of six kinds
         raise SystemExit(
             f"error: {path} is not a whole HDF5 file ({error}); delete it, and get or make it again"
         ) from None
     if missing := [key for key in shapes if key not in data and key != "timeouts"]:
-        raise SystemExit(f"error: {path} has no {', '.join(missing)}: it is not a dataset in D4RL's layout")
+        raise SystemExit(f"error: {path} has no {', '.join(missing)}; give a file in D4RL's layout as --dataset-path")
     rows = len(data["observations"])
     for key, values in data.items():
         wanted = (rows, *shapes[key])
         data[key] = values = values[:, 0] if values.shape == (rows, 1) and not shapes[key] else values
         if values.shape != wanted:
-            raise SystemExit(f"error: {path}: {key} has shape {values.shape}, but this environment needs {wanted}")
-        if not np.isfinite(values).all():
-            raise SystemExit(f"error: {path}: {key} holds NaN or infinite values; delete it, and get or make it again")
+            raise SystemExit(f"error: {path}: {key} has shape {values.shape} and {wanted} is needed: use another file")
+        if values.dtype.kind not in "biuf" or not (np.abs(values) < np.finfo(np.float32).max).all():
+            raise SystemExit(f"error: {path}: {key} holds NaN, infinite or no numbers; delete it, get or make it again")
     terminals, limits = data["terminals"].astype(bool), data.get("timeouts", np.zeros(rows)).astype(bool)
     if "timeouts" not in data:
         begin = step = 0  # counted as d4rl does: from 0 at first and after a time limit, from 1 after a terminal
-        for end in [*np.flatnonzero(terminals), rows - 1]:
+        for end in np.flatnonzero(np.append(terminals[:-1], True)[:rows]):
             limits[begin + time_limit - 1 - step : end + 1 : time_limit] = True
             begin, step = end + 1, int(not limits[end])
     keep = np.flatnonzero(~limits[:-1])
     if len(keep) == 0:
-        raise SystemExit(f"error: {path} has {rows} rows and no transition; delete it, and get or make it again")
+        raise SystemExit(f"error: {path} has {rows} row(s) and no transition; delete it, and get or make it again")
     data["next_observations"] = data["observations"][1:]
     columns = ("observations", "actions", "rewards", "next_observations")
     return {key: data[key][keep].astype(np.float32) for key in columns} | {"terminals": terminals[keep]}
@@ -342,8 +347,9 @@ class DMG:
         self.critic_target = [param.detach().clone() for param in self.critic]
         self.optimisers = {}
         for name in ("actor", "critic", "value"):
-            rate = torch.tensor(args.learning_rate).to(args.device)  # like λ and ν: a captured graph sees it change
+            rate = torch.tensor(args.learning_rate).to(args.device)
             self.optimisers[name] = torch.optim.Adam(getattr(self, name), rate, fused=True, capturable=rate.is_cuda)
+        # The rates, λ and ν are tensors, so that a captured graph sees them change.
         self.lam = torch.tensor(args.lam, device=args.device)
         self.q_coef, self.nu = torch.tensor([0.0, 1.0] if math.isinf(args.nu) else [1.0, args.nu], device=args.device)
 
@@ -365,10 +371,11 @@ class DMG:
         s, a, r, not_done, s2 = batch.split(self.columns, dim=-1)
         with torch.no_grad():  # the target networks stand until the Polyak step: one pass serves Eq. 14, 15 and 16
             a2 = (policy(self.actor_target, s2) + noise).clamp_(-1, 1)
-            q_data, q2 = Q(self.critic_target, torch.cat((s, s2), 1), torch.cat((a, a2), 1)).amin(1).chunk(2, dim=1)
+            both = Q(self.critic_target, torch.cat((s, s2), 1), torch.cat((a, a2), 1)).amin(1)  # the smaller twin
+            q_target, q2 = both.chunk(2, dim=1)  # Q_θ'(s, a) and Q_θ'(s', a')
 
         v = V(self.value, s)
-        v_loss = value_loss(q_data - v, self.args)
+        v_loss = value_loss(q_target - v, self.args)
         self.descend("value", v_loss)
 
         with torch.no_grad():
@@ -380,7 +387,7 @@ class DMG:
         log = {"value_loss": v_loss, "qf_loss": q_loss, "q": q, "v": v}
         if actor_step:
             with torch.no_grad():
-                adv = q_data - V(self.value, s)
+                adv = q_target - V(self.value, s)
             pi = policy(self.actor, s)
             pi_loss = actor_loss(Q(self.critic, s, pi).amin(1), pi, a, adv, self.q_coef, self.nu, self.args)
             self.descend("actor", pi_loss)
@@ -392,12 +399,13 @@ class DMG:
 
 
 def captured(update: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """DMG.update as two CUDA graphs, with and without the actor step: 10 iterations run as they are, to warm up what a
-    capture must not do; capturing computes nothing; from then on each iteration is a replay on copied inputs."""
-    graphs, inputs, warm_up = {}, [], iter(range(10))
+    """DMG.update as two CUDA graphs, with and without the actor step. The first 5 iterations of each kind run as they
+    are, since a capture must not make what outlives it; it computes nothing; later ones replay on copied inputs."""
+    graphs, inputs, calls = {}, [], {True: 0, False: 0}
 
     def replay(batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
-        if next(warm_up, None) is not None:
+        calls[actor_step] += 1
+        if calls[actor_step] <= 5:
             return update(batch, noise, actor_step)
         inputs[:] = inputs or [batch.clone(), noise.clone()]
         if actor_step not in graphs:
@@ -427,18 +435,18 @@ def rollout(env_id: str, actor: list, mean: np.ndarray, scale: np.ndarray, reset
         s = torch.as_tensor((states - mean) / scale, dtype=actor[0].dtype).view(*resets.shape, -1)
         actions = policy(actor, s).flatten(0, 1).numpy()
         for i in sorted(running):
-            reward, ended = math.nan, True
-            if np.isfinite(actions[i]).all():
+            if not np.isfinite(actions[i]).all():
+                played[0, i], ended = math.nan, True
+            else:
                 states[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
-                ended = terminated or truncated
-            played[:, i] += reward, 1
+                played[:, i], ended = played[:, i] + (reward, 1), terminated or truncated
             running -= {i} if ended else set()
     return played.reshape(2, *resets.shape)
 
 
 # ---- checkpoint, logs and the run ------------------------------------------------------------------------------------
 NETS = ("actor", "critic", "value", "actor_target", "critic_target")
-TABLES = {
+TABLES = {  # the same columns as when fine-tuning online, where phase, env_steps, λ and ν change; success is AntMaze's
     "eval.csv": "phase,iteration,env_steps,seed,episode,return,length,score,success",
     "metrics.csv": "iteration,seed,value_loss,qf_loss,actor_loss,q_values,v_values,lam,nu,wall_seconds,diverged",
 }
@@ -457,14 +465,19 @@ def save_checkpoint(path: Path, agent: DMG, state: dict) -> None:
     replace_file(path, lambda part: torch.save({**state, "nets": nets, "optimisers": optimisers}, part))
 
 
+def check_same(path: Path, was: dict, now: dict) -> None:
+    """Raise SystemExit, naming `path` and the settings, where it was made with other ones than those asked for now."""
+    if differ := [f"{key} {was.get(key)} (now {now[key]})" for key in now if was.get(key) != now[key]]:
+        raise SystemExit(f"error: {path} has {', '.join(differ)}; use its settings, or --overwrite to start again")
+
+
 def load_checkpoint(path: Path, agent: DMG, config: dict) -> dict:
     """Put a checkpoint's networks and optimisers into the agent and return its `state`. Raises SystemExit where it is
     damaged, or was made by another script, from other data, with other settings or shapes."""
     try:
         saved = torch.load(path, map_location=agent.args.device, weights_only=True)
-        nets, optimisers, was = saved.pop("nets"), saved.pop("optimisers"), saved["config"]
-        if differ := [f"{key} {was.get(key)} (now {now})" for key, now in config.items() if was.get(key) != now]:
-            raise SystemExit(f"error: {path} has {', '.join(differ)}; use its settings, or --overwrite to start again")
+        nets, optimisers = saved.pop("nets"), saved.pop("optimisers")
+        check_same(path, saved["config"], config)
         for name in NETS:
             for param, old in zip(getattr(agent, name), nets[name], strict=True):
                 param.data.copy_(old.view(param.shape))
@@ -481,12 +494,15 @@ def train(args: Args) -> int:
     seeds = range(args.seed, args.seed + args.num_seeds)
     folder = args.run_dir / f"{args.env_id}__{args.exp_name}__s{seeds[0]}-{seeds[-1]}"
     done, checkpoint = folder / "done", folder / "checkpoint.pt"
-    if args.resume and done.exists():
-        print(f"{folder} is complete. {done.read_text()}")
-        return 3 if "diverged" in done.read_text() else 0
+    settings = {key: value if isinstance(value, int | float) else str(value) for key, value in vars(args).items()}
+    config = {key: value for key, value in settings.items() if key not in MACHINE | {"exp_name"}}
     if folder.exists() and not (args.resume or args.overwrite):
         how = "complete" if done.exists() else "unfinished: --resume continues it"
         raise SystemExit(f"error: {folder} exists and is {how}; --overwrite deletes it, --exp-name makes another")
+    if done.exists() and not args.overwrite:
+        check_same(folder, json.loads((folder / "config.json").read_text()), config)
+        print(f"{folder} is complete. {done.read_text()}")
+        return 3 if "diverged" in done.read_text() else 0
     torch.set_num_threads(args.threads)
     if args.cudagraphs:
         torch.cuda.set_stream(torch.cuda.Stream())  # a capture must not follow work on the default stream
@@ -501,8 +517,6 @@ def train(args: Args) -> int:
     def digest(file: Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest()
 
-    settings = {key: value if isinstance(value, int | float) else str(value) for key, value in vars(args).items()}
-    config = {key: value for key, value in settings.items() if key not in MACHINE | {"exp_name"}}
     config |= {"script": Path(__file__).stem, "checkpoint_format": 1, "dataset_sha256": digest(path)}
     about = {"dataset": str(path), "transitions": len(table), "script_sha256": digest(Path(__file__))}
     about |= {"device_name": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores"}
@@ -510,11 +524,11 @@ def train(args: Args) -> int:
     print(text := json.dumps(settings | config | about, indent=2))
     state = {"config": config, "state_mean": mean.tolist(), "state_scale": scale.tolist(), "iteration": 0}
     state |= {"wall_seconds": 0.0, "csv_bytes": [0, 0], "diverged": [False] * len(seeds)}
-    if args.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
-    if checkpoint.exists():
+    if checkpoint.exists() and not args.overwrite:
         state = load_checkpoint(checkpoint, agent, config)
     try:
+        if args.overwrite and folder.exists():
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "config.json", lambda part: part.write_text(text))
         files = [(folder / name).open("a", newline="") for name in TABLES]
@@ -522,14 +536,15 @@ def train(args: Args) -> int:
             if file.tell() < size:
                 raise OSError(f"{file.name} has lost rows since the checkpoint")
             file.truncate(size)  # rows past the checkpoint are made again
+            file.seek(size)
             file.write("" if size else header + "\r\n")
     except OSError as error:
         raise SystemExit(f"error: {folder}: {error}; --run-dir makes another, --overwrite starts again") from None
     evals, metrics = map(csv.writer, files)
     first, began, shown = state["iteration"], time.perf_counter() - state["wall_seconds"], {}
-    boards = [SummaryWriter(folder / f"s{seed}", purge_step=first) for seed in seeds]
-    spawn = torch.multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(args.eval_workers, spawn) if args.eval_workers > 1 else None
+    boards = [SummaryWriter(folder / f"s{seed}", purge_step=first + 1) for seed in seeds]
+    spawn, once = torch.multiprocessing.get_context("spawn"), {"initializer": torch.set_num_threads, "initargs": (1,)}
+    pool = ProcessPoolExecutor(args.eval_workers, spawn, **once) if args.eval_workers > 1 else None
 
     for t in (bar := tqdm(range(first, args.iterations), initial=first, total=args.iterations, mininterval=1)):
         if t % BLOCK == 0 or t == first:
@@ -547,7 +562,8 @@ def train(args: Args) -> int:
             for k, seed in enumerate(seeds):
                 row = dict.fromkeys(TABLES["metrics.csv"].split(","), "") | {"iteration": iteration, "seed": seed}
                 row |= {name: values[k].item() for name, values in losses.items()}
-                state["diverged"][k] |= not (q[k].abs().mean().item() <= q_bound and math.isfinite(row["v_values"]))
+                finite = math.isfinite(row["q_values"] + row["v_values"])
+                state["diverged"][k] |= not finite or q[k].abs().mean().item() > q_bound
                 row |= {"lam": args.lam, "nu": args.nu, "wall_seconds": round(wall, 2)}
                 metrics.writerow((row | {"diverged": int(state["diverged"][k])}).values())
                 for name in losses:
@@ -570,18 +586,20 @@ def train(args: Args) -> int:
             shown |= {"score": f"{scores.mean():.1f}"}
         bar.set_postfix(shown, refresh=False)
         if iteration % args.save_every == 0 or last:
-            for file in files:
+            for file in (*files, *boards):
                 file.flush()
+            wall = time.perf_counter() - began
             state |= {"iteration": iteration, "wall_seconds": wall, "csv_bytes": [file.tell() for file in files]}
             save_checkpoint(checkpoint, agent, state)
 
     for file in (*boards, *files):
         file.close()
-    rows = np.loadtxt(folder / "eval.csv", delimiter=",", skiprows=1, usecols=(1, 7)).reshape(-1, *scores.shape, 2)
+    rows = np.loadtxt(folder / "eval.csv", delimiter=",", skiprows=1, usecols=(1, 7))
+    rows = rows.reshape(-1, len(seeds), args.eval_episodes, 2)
     curve = rows[..., 1].mean(2)  # [evaluations, seeds]
     best = np.nan_to_num(curve.mean(1), nan=-math.inf).argmax()
     final, top = (f"{x.mean():.1f} ± {x.std(ddof=min(1, len(x) - 1)):.1f}" for x in (curve[-1], curve[best]))
-    summary = f"{args.env_id}: last score {final} (iteration {iteration:,}), best score {top} (iteration "
+    summary = f"{args.env_id}: last score {final} (iteration {args.iterations:,}), best score {top} (iteration "
     summary += f"{rows[best, 0, 0, 0]:,.0f}, chosen in hindsight): mean ± standard deviation over {len(seeds)} seed(s)"
     summary += f" of the mean over {args.eval_episodes} episodes"
     lost = [seed for seed, diverged in zip(seeds, state["diverged"]) if diverged]

@@ -26,20 +26,14 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-import dmg_iql  # noqa: E402
+import dmg_iql
 
+ROOT = Path(dmg_iql.__file__).parent
 D4RL_IDS = [
     f"{robot}-{quality}-v2"
     for robot in ("hopper", "walker2d", "halfcheetah")
     for quality in ("random", "medium", "medium-replay", "medium-expert", "expert")
 ]
-
-
-def bug(reason: str) -> pytest.MarkDecorator:
-    """Marks what dmg_iql.py gets wrong; strict, so that the mark has to go as soon as the bug has gone."""
-    return pytest.mark.xfail(strict=True, reason=f"BUG in dmg_iql.py: {reason}")
 
 
 @pytest.fixture(scope="session")
@@ -356,8 +350,7 @@ def damage_chunk(path: Path) -> None:
 
 FLOATS = {"observations": (6, 11), "actions": (6, 3), "rewards": (6,)}
 ADVICE = "delete it|get or make it again|collect.py|--dataset-path|--env-id|use another|Put it"
-no_advice = bug("this message says what is wrong, but not what to do")
-BAD = [  # what is wrong, the file, what the message has to say, marks of the test, marks of the test for advice
+BAD = [  # what is wrong, the file, what the message has to say
     (
         "cut in half",
         lambda path: path.write_bytes(whole(path)[: len(whole(path)) // 2]),
@@ -365,69 +358,55 @@ BAD = [  # what is wrong, the file, what the message has to say, marks of the te
         (),
         (),
     ),
-    ("last byte gone", lambda path: path.write_bytes(whole(path)[:-1]), "not a whole HDF5 file", (), ()),
-    ("HTML page", lambda path: path.write_bytes(HTML), "not a whole HDF5 file", (), ()),
-    ("no byte", lambda path: path.write_bytes(b""), "not a whole HDF5 file", (), ()),
-    ("compressed numbers damaged", damage_chunk, "not a whole HDF5 file", (), ()),
-    ("header damaged", damage_header, "error", *[bug("load_transitions: KeyError is not caught")] * 2),
+    ("last byte gone", lambda path: path.write_bytes(whole(path)[:-1]), "not a whole HDF5 file"),
+    ("HTML page", lambda path: path.write_bytes(HTML), "not a whole HDF5 file"),
+    ("no byte", lambda path: path.write_bytes(b""), "not a whole HDF5 file"),
+    ("compressed numbers damaged", damage_chunk, "not a whole HDF5 file"),
+    ("header damaged", damage_header, "error"),
     (
         "scalar",
         lambda path: write(path, rewards=1.0),
         "error",
-        *[bug("load_transitions: ValueError is not caught")] * 2,
     ),
     (
         "text",
         lambda path: write(path, rewards=[b"a"] * 6),
         "rewards",
-        *[bug("np.isfinite: TypeError is not caught")] * 2,
     ),
-    ("group", lambda path: write(path, rewards=None, **{"rewards/first": 1}), "error", (), ()),
-    ("no key at all", lambda path: h5py.File(path, "w").close(), "observations, actions, rewards", (), no_advice),
+    ("group", lambda path: write(path, rewards=None, **{"rewards/first": 1}), "error"),
+    ("no key at all", lambda path: h5py.File(path, "w").close(), "observations, actions, rewards"),
     *[
-        (f"no {key}", lambda path, key=key: write(path, **{key: None}), f"has no {key}", (), no_advice)
+        (f"no {key}", lambda path, key=key: write(path, **{key: None}), f"has no {key}")
         for key in ("observations", "actions", "rewards", "terminals")
     ],
-    (
-        "state dimension",
-        lambda path: write(path, observations=np.zeros((6, 17))),
-        "observations.*17.*11",
-        (),
-        no_advice,
-    ),
-    ("state without dimension", lambda path: write(path, observations=np.zeros(6)), "observations", (), no_advice),
-    ("action dimension", lambda path: write(path, actions=np.zeros((6, 6))), r"actions.*\(6, 6\).*3", (), no_advice),
-    ("reward dimension", lambda path: write(path, rewards=np.zeros((6, 2))), r"rewards.*\(6, 2\)", (), no_advice),
-    ("fewer observations", lambda path: write(path, observations=np.zeros((5, 11))), "shape.*6.*5", (), no_advice),
+    ("state dimension", lambda path: write(path, observations=np.zeros((6, 17))), "observations.*17.*11"),
+    ("state without dimension", lambda path: write(path, observations=np.zeros(6)), "observations"),
+    ("action dimension", lambda path: write(path, actions=np.zeros((6, 6))), r"actions.*\(6, 6\).*3"),
+    ("reward dimension", lambda path: write(path, rewards=np.zeros((6, 2))), r"rewards.*\(6, 2\)"),
+    ("fewer observations", lambda path: write(path, observations=np.zeros((5, 11))), "shape.*6.*5"),
     *[
-        (f"fewer {key}", lambda path, key=key, shape=shape: write(path, **{key: np.zeros(shape)}), key, (), no_advice)
+        (f"fewer {key}", lambda path, key=key, shape=shape: write(path, **{key: np.zeros(shape)}), key)
         for key, shape in {"actions": (5, 3), "rewards": 5, "terminals": 5, "timeouts": 5}.items()
     ],
     *[
-        (f"{value} in {key}", spoilt(key, value, shape), f"{key} holds NaN or infinite", (), ())
+        (f"{value} in {key}", spoilt(key, value, shape), f"{key} holds .*(NaN|finite)")
         for key, shape in (FLOATS | {"terminals": (6,), "timeouts": (6,)}).items()
         for value in (math.nan, math.inf, -math.inf)
     ],
-    *[
-        (f"too large for float32 in {key}", spoilt(key, 1e300, shape), key, *[bug("1e300 becomes inf unseen")] * 2)
-        for key, shape in FLOATS.items()
-    ],
-    ("0 rows", lambda path: write(path, rows=0), "no transition", (), ()),
+    *[(f"too large for float32 in {key}", spoilt(key, 1e300, shape), key) for key, shape in FLOATS.items()],
+    ("0 rows", lambda path: write(path, rows=0), "no transition"),
     (
         "0 rows, no timeouts",
         lambda path: write(path, rows=0, timeouts=None),
         "no transition",
-        *[bug("load_transitions: IndexError at limits[end] where there are no rows")] * 2,
     ),
-    ("1 row", lambda path: write(path, rows=1), "no transition", (), ()),
-    ("1 row, no timeouts", lambda path: write(path, rows=1, timeouts=None), "no transition", (), ()),
-    ("all rows timeouts", lambda path: write(path, timeouts=np.ones(6, bool)), "no transition", (), ()),
+    ("1 row", lambda path: write(path, rows=1), "no transition"),
+    ("1 row, no timeouts", lambda path: write(path, rows=1, timeouts=None), "no transition"),
+    ("all rows timeouts", lambda path: write(path, timeouts=np.ones(6, bool)), "no transition"),
 ]
 
 
-def cases(marks: int) -> list[object]:
-    """The bad files as test parameters, with the marks in one of their columns."""
-    return [pytest.param(make, wanted, id=name, marks=rest[marks]) for name, make, wanted, *rest in BAD]
+CASES = [pytest.param(make, wanted, id=name) for name, make, wanted in BAD]
 
 
 def refusal(make: Callable[[Path], object], path: Path) -> str:
@@ -446,18 +425,11 @@ def test_good_file(tmp_path: Path) -> None:
         assert len(dmg_iql.load_transitions(tmp_path / "good.hdf5", *HOPPER)["rewards"]) == 5
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
-@pytest.mark.parametrize("make, wanted", cases(0))
+@pytest.mark.parametrize("make, wanted", CASES)
 def test_bad_file(tmp_path: Path, make: Callable[[Path], object], wanted: str) -> None:
-    """A bad file ends the program with a message that names the file and says what is wrong with it."""
-    assert re.search(wanted, refusal(make, tmp_path / "bad.hdf5"))
-
-
-@pytest.mark.filterwarnings("ignore:overflow")
-@pytest.mark.parametrize("make, wanted", cases(1))
-def test_bad_file_advice(tmp_path: Path, make: Callable[[Path], object], wanted: str) -> None:
-    """That message says what to do, too."""
-    assert re.search(ADVICE, refusal(make, tmp_path / "bad.hdf5"))
+    """A bad file ends the program with a message that names the file, says what is wrong with it and what to do."""
+    message = refusal(make, tmp_path / "bad.hdf5")
+    assert re.search(wanted, message) and re.search(ADVICE, message), message
 
 
 def test_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -629,10 +601,10 @@ def test_download_fails(host: Host, folder: Path, answer: str) -> None:
     with pytest.raises(SystemExit) as error:
         dmg_iql.find_dataset("hopper-medium-replay-v2")
     message = str(error.value)
-    assert message.startswith(f"error: could not download {NAME}")
+    assert re.match(f"error: .*{NAME}", message)
     assert re.search(rf"^  {dmg_iql.MIRROR}: \w+: .+", message, re.M)  # each source and why it failed
     assert re.search(rf"^  {re.escape(dmg_iql.SERVER)}: \w+", message, re.M)
-    assert f"Put it at {folder / NAME}" in message and dmg_iql.REVISION[:7] in message
+    assert str(folder / NAME) in message and dmg_iql.REVISION[:7] in message
     assert f"{dmg_iql.SERVER}/{NAME}" in message
     assert "python tools/collect.py --env-id hopper-medium-replay-local" in message
     assert content_of(folder) == []
@@ -643,7 +615,7 @@ def test_download_without_network(host: Host, folder: Path) -> None:
     """Where nothing answers at all, the message is the same."""
     host.shutdown()
     host.server_close()
-    with pytest.raises(SystemExit, match=f"^error: could not download {NAME}(.|\n)*tools/collect.py"):
+    with pytest.raises(SystemExit, match=f"^error: .*{NAME}(.|\n)*tools/collect.py"):
         dmg_iql.find_dataset("hopper-medium-replay-v2")
     assert content_of(folder) == []
 
@@ -665,7 +637,7 @@ def test_download_interrupted(host: Host, folder: Path, monkeypatch: pytest.Monk
 def test_download_nowhere_to_put_it(host: Host, folder: Path) -> None:
     """A dataset folder that cannot be made ends with the same message, and nothing is asked for."""
     folder.parent.write_bytes(b"a file where a folder should be")
-    with pytest.raises(SystemExit, match=f"^error: could not download {NAME}"):
+    with pytest.raises(SystemExit, match=f"^error: .*{NAME}(.|\n)*tools/collect.py"):
         dmg_iql.find_dataset("hopper-medium-replay-v2")
     assert host.asked == []
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import gc
 import io
 import json
@@ -43,7 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 # ---- helpers ---------------------------------------------------------------------------------------------------------
 def write_dataset(path: Path, rewards: np.ndarray | None = None, rows: int = 2000) -> Path:
-    """Random numbers as a Hopper dataset in D4RL's layout: an episode ends every 50 rows, by turns with a time limit."""
+    """Random numbers as Hopper data in D4RL's layout: an episode ends every 50 rows, every second by time limit."""
     rng = np.random.default_rng(0)
     ends = np.arange(rows) % 100
     data = {
@@ -76,8 +77,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(dataset: Path, run_dir: Path, **changes: object) -> dmg_iql.Args:
     """A job of a fraction of a second."""
-    job = dict(env_id=ENV_ID, exp_name="job", run_dir=run_dir, dataset_path=dataset, hidden_dim=16, batch_size=32,
-               iterations=60, eval_every=20, eval_episodes=2, log_every=10, save_every=10, device="cpu", threads=1)  # fmt: skip
+    job = dict(env_id=ENV_ID, exp_name="job", run_dir=run_dir, dataset_path=dataset, hidden_dim=16, batch_size=32)
+    job |= dict(iterations=60, eval_every=20, eval_episodes=2, log_every=10, save_every=10, device="cpu", threads=1)
     return dmg_iql.Args(**job | changes)
 
 
@@ -256,11 +257,12 @@ def check_boards(folder: Path, seed: int) -> None:
 
 
 LAUNCHER = """
-import json, os, runpy, signal, sys
+import gc, json, os, runpy, signal, sys, traceback
 sys.path.insert(0, sys.argv[1])
 import dmg_iql
 dmg_iql.make_env("hopper-medium-local")  # all imports that a job does late
 dmg_iql.DMG(dmg_iql.resolve(dmg_iql.Args(device="cpu", hidden_dim=1)), 11, 3)
+gc.freeze()
 for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()
@@ -269,8 +271,17 @@ for line in sys.stdin:
         for number, name in (1, "out"), (2, "err"):
             os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.argv = [dmg_iql.__file__, *job["flags"]]
-        runpy.run_path(dmg_iql.__file__, run_name="__main__")
-        os._exit(99)
+        status = 0
+        try:
+            runpy.run_path(dmg_iql.__file__, run_name="__main__")
+        except SystemExit as end:  # as the interpreter does, which then spends a second on tidying up
+            status = end.code or 0
+            if isinstance(status, str):
+                status = print(status, file=sys.stderr) or 1
+        except BaseException:
+            status = traceback.print_exc() or 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
     print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
@@ -496,14 +507,17 @@ def test_summary_where_the_best_is_not_the_last(job: Job, monkeypatch: pytest.Mo
 def test_done_is_written_last(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a job trains, evaluates or saves there is no `done`; then there is."""
     args, seen = job(), []
-    for owner, name in (dmg_iql.DMG, "update"), (dmg_iql, "rollout"), (torch, "save"):
 
-        def watched(*inputs: object, real: Callable = getattr(owner, name), name: str = name) -> object:
+    def watched(name: str, real: Callable) -> Callable:
+        def call(*inputs: object) -> object:
             assert not (folder_of(args) / "done").exists()
             seen.append(name)
             return real(*inputs)
 
-        monkeypatch.setattr(owner, name, watched)
+        return call
+
+    for owner, name in (dmg_iql.DMG, "update"), (dmg_iql, "rollout"), (torch, "save"):
+        monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
     run(args)
     assert set(seen) == {"update", "rollout", "save"} and (folder_of(args) / "done").is_file()
 
@@ -528,8 +542,9 @@ def test_default_exp_name_lists_changed_flags(job: Job) -> None:
 def test_every_training_flag_names_another_folder() -> None:
     """Whichever training flag is changed, the job gets a folder of its own."""
     changes = dict(lam=0.5, nu=0.2, expectile=0.8, temperature=2.0, weight_clip=2.0, gamma=0.9, polyak=0.01,
-                   learning_rate=1e-3, batch_size=8, hidden_dim=8, policy_noise=0.1, noise_clip=0.1, policy_delay=3,
-                   iterations=7, normalize_states=False, antmaze_reward=True, eval_every=3, eval_episodes=3)  # fmt: skip
+                   learning_rate=1e-3, batch_size=8, hidden_dim=8, policy_noise=0.1, noise_clip=0.1)  # fmt: skip
+    changes |= dict(policy_delay=3, iterations=7, eval_every=3, eval_episodes=3)
+    changes |= dict(normalize_states=False, antmaze_reward=True)
     elsewhere = "env_id exp_name run_dir dataset_path seed num_seeds log_every save_every resume overwrite device"
     elsewhere = {*elsewhere.split(), "cudagraphs", "threads", "eval_workers"}
     assert set(changes) | elsewhere == {f.name for f in fields(dmg_iql.Args)}
@@ -623,7 +638,8 @@ def killed(dataset: Path, tmp_path_factory: pytest.TempPathFactory, cli: Launche
         moments.append((lambda rows=2 * iteration // 10: logged(rows - 1), rng.uniform(0.001, 0.02) if k % 2 else 0.0))
     statuses, iterations = [], []
     for number, (reached, delay) in enumerate(moments):
-        statuses.append(cli(flags_of(replace(args, resume=True)), lambda: reached() and not time.sleep(delay)).status)
+        moment = functools.partial(lambda reached, delay: reached() and not time.sleep(delay), reached, delay)
+        statuses.append(cli(flags_of(replace(args, resume=True)), moment).status)
         iterations.append(load(folder)["iteration"] if (folder / "checkpoint.pt").exists() else 0)
         backdate(folder, number)
     statuses.append(cli(flags_of(replace(args, resume=True))).status)
@@ -663,7 +679,7 @@ def test_failures_change_nothing(job: Job, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(dmg_iql, "BLOCK", 16)
     uneven = dict(num_seeds=2, policy_delay=2, log_every=7, save_every=10, eval_every=15, iterations=53)
     run(job(exp_name="twin", **uneven))
-    for n in (0, 1, 7, 8, 10, 11, 15, 16, 17, 29, 33, 41, 50, 52):
+    for n in (0, 7, 10, 11, 15, 16, 17, 33, 41, 52):
         crash(job(exp_name=f"at{n}", **uneven), n)
         run(job(exp_name=f"at{n}", resume=True, **uneven))
         assert_same(folder_of(job(exp_name=f"at{n}", **uneven)), folder_of(job(exp_name="twin", **uneven)))
@@ -753,7 +769,7 @@ def test_resume_with_other_machine_flags(job: Job, dataset: Path, tmp_path: Path
 
 
 def test_interrupt(dataset: Path, tmp_path: Path, cli: Launcher) -> None:
-    """Ctrl-C ends a job with one line that names --resume, no traceback and a status other than 0; it can be resumed."""
+    """Ctrl-C ends a job with a line that names --resume, no traceback and a status other than 0; it can be resumed."""
     args = small(dataset, tmp_path, iterations=300)
     stopped = cli(flags_of(args), (folder_of(args) / "checkpoint.pt").exists, signal.SIGINT)
     assert stopped.status > 0 and "Traceback" not in stopped.err and "--resume" in stopped.err.splitlines()[-1]
@@ -867,12 +883,14 @@ def test_bad_checkpoint(unfinished: dmg_iql.Args, tmp_path: Path, damage: str) -
     assert every_file(folder_of(args)) == before
 
 
-@pytest.mark.parametrize("change", [{"lam": 0.5}, {"hidden_dim": 8}, {"iterations": 70}, {"env_id": "hopper-expert-local"},
-                                    {"policy_delay": 1}, {"nu": math.inf}, {"rewards": 2}])  # fmt: skip
+OTHERS = dict(lam=0.5, hidden_dim=8, iterations=70, env_id="hopper-expert-local", policy_delay=1, nu=math.inf)
+
+
+@pytest.mark.parametrize("change", [{key: value} for key, value in OTHERS.items()] + [{"rewards": 0.5}], ids=str)
 def test_checkpoint_of_another_job(unfinished: dmg_iql.Args, tmp_path: Path, change: dict) -> None:
     """A job is not resumed with another setting, another task or other data. The line says which; nothing changes."""
     if "rewards" in change:
-        other = write_dataset(tmp_path / "other.hdf5", rewards=np.full(2000, 0.5))
+        other = write_dataset(tmp_path / "other.hdf5", rewards=np.full(2000, change["rewards"]))
         args = replace(unfinished, run_dir=tmp_path / "runs", resume=True, dataset_path=other)
     else:
         args = replace(unfinished, run_dir=tmp_path / "runs", resume=True, **change)
@@ -880,7 +898,8 @@ def test_checkpoint_of_another_job(unfinished: dmg_iql.Args, tmp_path: Path, cha
     before = every_file(folder_of(args))
     message = refused(args)
     assert str(folder_of(args) / "checkpoint.pt") in message and "--overwrite" in message
-    assert {"rewards": "dataset_sha256"}.get(*[next(iter(change))] * 2) in message
+    (flag,) = change
+    assert ("dataset" if flag == "rewards" else flag) in message
     assert every_file(folder_of(args)) == before
 
 
@@ -1108,7 +1127,7 @@ def test_best_score_ignores_evaluations_with_nan(job: Job, monkeypatch: pytest.M
     """The best score is that of an evaluation in which every seed had one, not NaN; the last is what it is."""
     monkeypatch.setattr(dmg_iql.DMG, "update", poisoned(0, 25))
     status, out = run(job())
-    found = re.search(r"last score (\S+).* best score (\S+) \(iteration 20", out.splitlines()[-1])
+    found = re.search(r"last score (\S+).* best score (\S+)( ± \S+)? \(iteration 20", out.splitlines()[-1])
     assert status == 3 and found and found[1] == "nan" and math.isfinite(float(found[2]))
 
 
