@@ -351,13 +351,7 @@ def damage_chunk(path: Path) -> None:
 FLOATS = {"observations": (6, 11), "actions": (6, 3), "rewards": (6,)}
 ADVICE = "delete it|get or make it again|collect.py|--dataset-path|--env-id|use another|Put it"
 BAD = [  # what is wrong, the file, what the message has to say
-    (
-        "cut in half",
-        lambda path: path.write_bytes(whole(path)[: len(whole(path)) // 2]),
-        "not a whole HDF5 file",
-        (),
-        (),
-    ),
+    ("cut in half", lambda path: path.write_bytes(whole(path)[: len(whole(path)) // 2]), "not a whole HDF5 file"),
     ("last byte gone", lambda path: path.write_bytes(whole(path)[:-1]), "not a whole HDF5 file"),
     ("HTML page", lambda path: path.write_bytes(HTML), "not a whole HDF5 file"),
     ("no byte", lambda path: path.write_bytes(b""), "not a whole HDF5 file"),
