@@ -65,9 +65,7 @@ class Args:
     """Train DMG on an offline dataset and report its normalised score. None stands for the dataset's preset."""
 
     env_id: str = "walker2d-medium-v2"  # {hopper,walker2d,halfcheetah}-<quality>-{v2: D4RL's data, local: made here}
-    exp_name: str | None = (
-        None  # part of the run folder's name; None: the script's name and the flags that were changed
-    )
+    exp_name: str | None = None  # part of the run folder's name; None: the script's name and the changed flags
     run_dir: Path = Path("runs")  # parent of the run folder <env-id>__<exp-name>__s<first seed>-<last seed>
     dataset_path: Path | None = None  # a file in D4RL's layout, not the one in $D4RL_DATASET_DIR (~/.d4rl/datasets)
     seed: int = 0  # first seed, 0 or more
@@ -113,13 +111,7 @@ CHECKS = {  # flags: (test, which NaN fails; what they have to be)
     "device": (lambda x: x in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
 }
 MACHINE = set("run_dir dataset_path save_every resume overwrite device cudagraphs threads eval_workers".split())
-UNNAMED = MACHINE | {
-    "env_id",
-    "exp_name",
-    "seed",
-    "num_seeds",
-    "log_every",
-}  # not in exp_name; MACHINE may change later
+UNNAMED = MACHINE | set("env_id exp_name seed num_seeds log_every".split())  # not in exp_name; MACHINE may change later
 
 # ---- tasks and presets -----------------------------------------------------------------------------------------------
 ROBOTS = {  # Gymnasium environment (D4RL's returns are those of -v4, not of -v5), D4RL's random and expert return
@@ -144,7 +136,7 @@ def resolve(args: Args) -> Args:
     """Fill in every None. Raises SystemExit for an unknown id, a flag out of range, or a GPU that is not there."""
     if args.env_id not in ENV_IDS:
         close = difflib.get_close_matches(args.env_id, ENV_IDS, n=5, cutoff=0.4) or ENV_IDS
-        raise SystemExit(f"error: --env-id {args.env_id} is unknown; did you mean {', '.join(close)}?")
+        raise SystemExit(f"error: --env-id {args.env_id} is unknown (no AntMaze yet); closest: {', '.join(close)}")
     changed = [f.name for f in fields(args) if f.name not in UNNAMED and getattr(args, f.name) != f.default]
     name = "-".join([Path(__file__).stem] + [f"{key.replace('_', '')}{getattr(args, key)}" for key in changed])
     given = {key: value for key, value in vars(args).items() if value is not None}
