@@ -40,7 +40,7 @@ quickstart() {
     environment requirements.txt
     data hopper-medium-local
     python dmg_iql.py --env-id hopper-medium-local --exp-name quickstart --num-seeds 2 --iterations 15000 \
-        --eval-every 2500 --resume
+        --eval-every 1500 --resume
     python tools/report.py runs/hopper-medium-local__quickstart__s0-1 --figure runs/quickstart.png
 }
 

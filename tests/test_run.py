@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
 import dmg_iql
@@ -596,6 +597,19 @@ def test_resume_of_a_finished_job(job: Job, cli: Launcher) -> None:
     assert every_file(folder_of(job())) == before
 
 
+def test_finished_folder_of_another_job(job: Job) -> None:
+    """--resume does not take a finished job for one with other settings, but names them; --overwrite goes before
+    --resume."""
+    run(job())
+    before = every_file(folder_of(job()))
+    message = refused(job(resume=True, lam=0.5))
+    assert "lam" in message and "--overwrite" in message and str(folder_of(job())) in message
+    assert every_file(folder_of(job())) == before
+    run(job(resume=True, overwrite=True, lam=0.5))
+    assert json.loads((folder_of(job()) / "config.json").read_text())["lam"] == 0.5
+    assert load(folder_of(job()))["config"]["lam"] == 0.5
+
+
 def test_resume_without_a_checkpoint(job: Job) -> None:
     """--resume starts from the beginning where there is no folder, an empty one, or one killed before a checkpoint."""
     run(job(exp_name="fresh"))
@@ -671,6 +685,23 @@ def test_resume_loses_no_point_of_tensorboard(job: Job, boards: list) -> None:
     for board in boards:
         board.close()
     check_boards(folder_of(job()), 0)
+
+
+def test_events_are_on_disk_before_the_checkpoint(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a checkpoint is written, TensorBoard's events up to it are in their file, however slow that was."""
+    write, save, files = RecordWriter.write, torch.save, []
+    monkeypatch.setattr(RecordWriter, "write", lambda *inputs: time.sleep(0.005) or write(*inputs))
+
+    def saving(saved: dict, target: Path) -> None:
+        files.append((saved["iteration"], scalars(folder_of(job()) / "s0")))
+        save(saved, target)
+
+    monkeypatch.setattr(torch, "save", saving)
+    run(job())
+    assert [iteration for iteration, _ in files] == [10, 20, 30, 40, 50, 60]
+    for iteration, shown in files:
+        assert max(shown["charts/SPS"]) == max(shown["losses/v_values"]) == iteration
+        assert iteration % 20 or max(shown["eval/episodic_length"]) == iteration
 
 
 def test_failures_change_nothing(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -969,6 +1000,7 @@ def test_unwritable_run_folder(dataset: Path, tmp_path: Path, cli: Launcher) -> 
 def test_name_too_long(dataset: Path, tmp_path: Path, cli: Launcher) -> None:
     """A run folder's name that no file system takes, which --exp-name or many changed flags can make, is one clear
     line too."""
+    (tmp_path / "runs").mkdir()
     finished = cli(flags_of(small(dataset, tmp_path / "runs", exp_name="x" * 300)))
     assert finished.status > 0 and "Traceback" not in finished.err
     assert finished.err.strip().splitlines()[-1].startswith("error: ") and "--run-dir" in finished.err
@@ -1112,7 +1144,7 @@ def test_a_diverged_seed_is_marked_and_harms_no_other(job: Job, monkeypatch: pyt
             if row["seed"] != "1" or int(row["iteration"]) <= 20:
                 assert {**row, "wall_seconds": ""} == {**well, "wall_seconds": ""}
             elif table == "eval.csv":
-                assert (row["return"], row["length"], row["score"]) == ("nan", "1", "nan")
+                assert (row["return"], row["length"], row["score"]) == ("nan", "0", "nan")
     nets, others = load(folder_of(ill))["nets"], load(folder_of(healthy))["nets"]
     for name in NETS:
         for param, well in zip(nets[name], others[name]):
@@ -1279,13 +1311,13 @@ def test_ended_episodes_are_not_stepped_on(fresh_simulators: None, monkeypatch: 
 
 
 def test_nan_policy(fresh_simulators: None) -> None:
-    """A policy that is NaN, or becomes so, has NaN returns and ends there; the one beside it is not disturbed."""
+    """A policy that is NaN has NaN returns and plays no step; the one beside it is not disturbed."""
     actor = random_actor(2, (11, 16, 16, 3))
     resets = np.array([[3, 5], [8, 9]], dtype=np.uint64)
     well = dmg_iql.rollout(ENV_ID, actor, np.zeros(11), np.ones(11), resets)
     actor[2][0] = math.nan
     ill = dmg_iql.rollout(ENV_ID, actor, np.zeros(11), np.ones(11), resets)
-    assert np.isnan(ill[0, 0]).all() and (ill[1, 0] == 1).all()
+    assert np.isnan(ill[0, 0]).all() and (ill[1, 0] == 0).all()
     np.testing.assert_array_equal(ill[:, 1], well[:, 1])
 
 
