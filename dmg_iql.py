@@ -43,6 +43,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -103,7 +104,8 @@ CHECKS = {  # flags: (test, which NaN fails; what they have to be)
     "gamma": (lambda x: 0 <= x < 1, "in [0, 1)"),
     "polyak": (lambda x: 0 < x <= 1, "in (0, 1]"),
     "expectile": (lambda x: 0 < x < 1, "inside (0, 1)"),
-    "learning_rate weight_clip": (lambda x: x > 0, "above 0"),
+    "weight_clip": (lambda x: x > 0, "above 0"),
+    "learning_rate": (lambda x: 0 < x < math.inf, "finite, above 0"),
     "nu seed threads eval_workers": (lambda x: x >= 0, "0 or more"),
     "temperature policy_noise noise_clip": (lambda x: 0 <= x < math.inf, "finite, 0 or more"),
     "num_seeds batch_size hidden_dim policy_delay iterations": (lambda x: x >= 1, "1 or more"),
@@ -463,21 +465,33 @@ def check_same(path: Path, was: dict, now: dict) -> None:
         raise SystemExit(f"error: {path} has {', '.join(differ)}; use its settings, or --overwrite to start again")
 
 
-def load_checkpoint(path: Path, agent: DMG, config: dict) -> dict:
-    """Put a checkpoint's networks and optimisers into the agent and return its `state`. Raises SystemExit where it is
-    damaged, or was made by another script, from other data, with other settings or shapes."""
+def load_checkpoint(path: Path, agent: DMG, state: dict) -> dict:
+    """Put a checkpoint's networks and optimisers into the agent and return its entries of the same names as `state`'s.
+    Raises SystemExit where it is damaged, or was made by another script, from other data, with other settings."""
     try:
         saved = torch.load(path, map_location=agent.args.device, weights_only=True)
-        nets, optimisers = saved.pop("nets"), saved.pop("optimisers")
-        check_same(path, saved["config"], config)
+        check_same(path, saved["config"], state["config"])
+        pairs, moments = [], []
         for name in NETS:
-            for param, old in zip(getattr(agent, name), nets[name], strict=True):
-                param.data.copy_(old.view(param.shape))
+            pairs += zip(getattr(agent, name), saved["nets"][name], strict=True)
         for name, optimiser in agent.optimisers.items():
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": optimisers[name]})
-        return saved
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": saved["optimisers"][name]})
+            moments += [(param, m[key]) for param, m in optimiser.state.items() for key in ("exp_avg", "exp_avg_sq")]
+        if any(param.shape != old.shape for param, old in pairs + moments):
+            raise ValueError("wrong shapes")
+        for param, old in pairs:
+            param.data.copy_(old)
+        return {key: saved[key] for key in state}
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise SystemExit(f"error: {path} is damaged ({type(error).__name__}); --overwrite starts again") from None
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise SystemExit(f"error: {path} is damaged ({what}); --overwrite starts again") from None
+
+
+def attend() -> None:
+    """Make a process that plays evaluation episodes use one thread, and end when the main process has ended."""
+    torch.set_num_threads(1)
+    parent = torch.multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def train(args: Args) -> int:
@@ -488,10 +502,10 @@ def train(args: Args) -> int:
     done, checkpoint = folder / "done", folder / "checkpoint.pt"
     settings = {key: value if isinstance(value, int | float) else str(value) for key, value in vars(args).items()}
     config = {key: value for key, value in settings.items() if key not in MACHINE | {"exp_name"}}
-    if folder.exists() and not (args.resume or args.overwrite):
+    if os.path.exists(folder) and not (args.resume or args.overwrite):  # (Path.exists raises for a name too long)
         how = "complete" if done.exists() else "unfinished: --resume continues it"
         raise SystemExit(f"error: {folder} exists and is {how}; --overwrite deletes it, --exp-name makes another")
-    if done.exists() and not args.overwrite:
+    if os.path.exists(done) and not args.overwrite:
         check_same(folder, json.loads((folder / "config.json").read_text()), config)
         print(f"{folder} is complete. {done.read_text()}")
         return 3 if "diverged" in done.read_text() else 0
@@ -516,10 +530,10 @@ def train(args: Args) -> int:
     print(text := json.dumps(settings | config | about, indent=2))
     state = {"config": config, "state_mean": mean.tolist(), "state_scale": scale.tolist(), "iteration": 0}
     state |= {"wall_seconds": 0.0, "csv_bytes": [0, 0], "diverged": [False] * len(seeds)}
-    if checkpoint.exists() and not args.overwrite:
-        state = load_checkpoint(checkpoint, agent, config)
+    if os.path.exists(checkpoint) and not args.overwrite:
+        state = load_checkpoint(checkpoint, agent, state)
     try:
-        if args.overwrite and folder.exists():
+        if args.overwrite and os.path.exists(folder):
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "config.json", lambda part: part.write_text(text))
@@ -535,8 +549,8 @@ def train(args: Args) -> int:
     evals, metrics = map(csv.writer, files)
     first, began, shown = state["iteration"], time.perf_counter() - state["wall_seconds"], {}
     boards = [SummaryWriter(folder / f"s{seed}", purge_step=first + 1) for seed in seeds]
-    spawn, once = torch.multiprocessing.get_context("spawn"), {"initializer": torch.set_num_threads, "initargs": (1,)}
-    pool = ProcessPoolExecutor(args.eval_workers, spawn, **once) if args.eval_workers > 1 else None
+    spawn = torch.multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(args.eval_workers, spawn, initializer=attend) if args.eval_workers > 1 else None
 
     for t in (bar := tqdm(range(first, args.iterations), initial=first, total=args.iterations, mininterval=1)):
         if t % BLOCK == 0 or t == first:
