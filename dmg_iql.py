@@ -506,7 +506,10 @@ def train(args: Args) -> int:
         how = "complete" if done.exists() else "unfinished: --resume continues it"
         raise SystemExit(f"error: {folder} exists and is {how}; --overwrite deletes it, --exp-name makes another")
     if os.path.exists(done) and not args.overwrite:
-        check_same(folder, json.loads((folder / "config.json").read_text()), config)
+        try:
+            check_same(folder, json.loads((folder / "config.json").read_text()), config)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"error: {folder}/config.json is damaged ({error}); --overwrite starts again") from None
         print(f"{folder} is complete. {done.read_text()}")
         return 3 if "diverged" in done.read_text() else 0
     torch.set_num_threads(args.threads)
@@ -604,10 +607,11 @@ def train(args: Args) -> int:
     rows = rows.reshape(-1, len(seeds), args.eval_episodes, 2)
     curve = rows[..., 1].mean(2)  # [evaluations, seeds]
     best = np.nan_to_num(curve.mean(1), nan=-math.inf).argmax()
-    final, top = (f"{x.mean():.1f} ± {x.std(ddof=min(1, len(x) - 1)):.1f}" for x in (curve[-1], curve[best]))
+    many = len(seeds) > 1
+    final, top = (f"{x.mean():.1f}" + (f" ± {x.std(ddof=1):.1f}" if many else "") for x in (curve[-1], curve[best]))
     summary = f"{args.env_id}: last score {final} (iteration {args.iterations:,}), best score {top} (iteration "
-    summary += f"{rows[best, 0, 0, 0]:,.0f}, chosen in hindsight): mean ± standard deviation over {len(seeds)} seed(s)"
-    summary += f" of the mean over {args.eval_episodes} episodes"
+    summary += f"{rows[best, 0, 0, 0]:,.0f}, chosen in hindsight); mean over {args.eval_episodes} episodes"
+    summary += f", then mean ± standard deviation over {len(seeds)} seeds" if many else ""
     lost = [seed for seed, diverged in zip(seeds, state["diverged"]) if diverged]
     summary += f"; diverged: seeds {lost}" if lost else ""
     replace_file(done, lambda part: part.write_text(summary))

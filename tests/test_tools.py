@@ -86,6 +86,19 @@ def test_medium_expert_is_half_and_half(tmp_path: Path) -> None:
     assert not np.array_equal(both[1500:], medium)
 
 
+@pytest.mark.parametrize("env_id", collect.LOCAL_IDS)
+def test_every_local_id_has_its_policies(env_id: str) -> None:
+    """All 15 ids can be collected: their policies are stored and fit the robot; one action of each lies in [-1, 1]."""
+    env, rng = dmg_iql.make_env(env_id), np.random.default_rng(0)
+    names = collect.parts(env_id)
+    assert len(names) == (2 if "medium-expert" in env_id else len(names)) and len(collect.LOCAL_IDS) == 15
+    for name in names:
+        action = collect.act(
+            collect.load_policy(name), env.observation_space.sample() * 0, env.action_space.shape[0], rng
+        )
+        assert action.shape == env.action_space.shape and np.abs(action).max() <= 1
+
+
 def test_policies_are_small_and_described() -> None:
     """Every behaviour file is under 1 MB and has a JSON beside it with its command, steps and score."""
     for path in collect.BEHAVIOURS.glob("*.npz"):
