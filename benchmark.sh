@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every experiment by name; each command makes its own environment (.venv) with Python 3.11 first.
 #   bash benchmark.sh quickstart   collect hopper-medium-local, train DMG on it, print its score, draw its learning curve
-#   bash benchmark.sh results      the README's table: three robots, three settings (hours; continues where it was stopped)
+#   bash benchmark.sh results      DMG and two other settings on three robots' medium-local (hours; continues where stopped)
 #   bash benchmark.sh speed        iterations per second beside the usual way of writing the update
 #   bash benchmark.sh test         every test, and the linter
 # Environment: PYTHON (default python3.11, else python3), D4RL_DATASET_DIR (default ~/.d4rl/datasets).

@@ -309,17 +309,20 @@ def Q(critic: list[Tensor], s: Tensor, a: Tensor) -> Tensor:
 
 
 # ---- the losses, each [seeds] ----------------------------------------------------------------------------------------
+# Eq. 15
 def value_loss(u: Tensor, args: Args) -> Tensor:
     """Eq. 15: L_V(ψ) = E[|τ - 1(u < 0)| u²], u = Q_θ'(s, a) - V_ψ(s). As τ -> 1, V_ψ -> the in-sample maximum of Q."""
     return (torch.where(u < 0, 1 - args.expectile, args.expectile) * u.square()).mean(-1)
 
 
+# Eq. 16 (and Eq. 6, on samples)
 def critic_loss(q: Tensor, r: Tensor, not_done: Tensor, q2: Tensor, v2: Tensor, lam: Tensor, args: Args) -> Tensor:
     """Eq. 16: L_Q(θ) = E[(Q_θ(s, a) - r - γ λ Q_θ'(s', a') - γ (1 - λ) V_ψ(s'))²], a' from π_φ', summed over twins."""
     target = r + args.gamma * not_done * (lam * q2 + (1 - lam) * v2)
     return (q - target.unsqueeze(1)).square().mean(-1).sum(-1)
 
 
+# Eq. 14 (Eq. 11 to 13 lead to it)
 def actor_loss(q: Tensor, pi: Tensor, a: Tensor, adv: Tensor, q_coef: Tensor, nu: Tensor, args: Args) -> Tensor:
     """Eq. 14 negated, with its sign corrected: -E[Q_θ(s, π_φ(s))] / mean |Q| + ν E[w (π_φ(s) - a)²], w = exp(α A)."""
     weight = (args.temperature * adv).exp().clamp(max=args.weight_clip)
