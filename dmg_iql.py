@@ -31,6 +31,8 @@ does; [O]: our choice.
    evaluates changes what is drawn. [O] In the authors' code all share one. random_seeds
 11 nu = inf means cloning only: coefficient 0 on Q, 1 on the square. [O] A seed whose critic or V is not finite, or
    whose batch has a mean |Q| above 100 max|r| / (1 - γ), when logged, is marked as diverged from then on. [O] train
+12 Smaller things: β* has exp(α A), as in Eq. 14, not Section 3.5's exp(A); targets, advantages and weights carry no
+   gradient; the actor ends in tanh; V's network and rate are the critics' [A]; evaluation is in Gymnasium's -v4. [O]
 """
 
 import csv
