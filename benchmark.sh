@@ -56,7 +56,8 @@ results() {
         echo "$common --exp-name DMG"
         echo "$common --exp-name in-sample-ablation --lam 0 --nu inf"
         echo "$common --exp-name TD3+BC-like --lam 1 --nu 0.4 --temperature 0"
-    done | OMP_NUM_THREADS=1 xargs -P "${JOBS:-2}" -L 1 python dmg_iql.py
+    done | OMP_NUM_THREADS=1 xargs -P "${JOBS:-2}" -L 1 python dmg_iql.py ||
+        echo "a job failed or diverged (see above); the report shows what there is" >&2
     python tools/report.py runs/*-medium-local__{DMG,in-sample-ablation,TD3+BC-like}__s0-1 --figure docs/results-local.png
 }
 

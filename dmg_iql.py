@@ -25,7 +25,7 @@ does; [O]: our choice.
    V and Q but the same Q_θ', and a Polyak step of both target networks: polyak counts per actor step. [A] update
  8 The actor's cosine ends with the run, after iterations / policy_delay actor steps [O]; the authors' after 500,000,
    however long the run. They agree at the paper's 1,000,000 iterations. set_actor_rate
- 9 Gym states are normalised by mean and std + 0.001 [A], taken in float64 [O]. AntMaze's are not, and its reward
+ 9 Gym states are normalised by mean and std + std_offset [A], taken in float64 [O]. AntMaze's are not, and its reward
    becomes 0 at the goal, -1 elsewhere [A]; AntMaze has its presets here, but no simulator yet. replay_table
 10 Every seed has a random stream of its own, and so has evaluation: neither the seeds beside it nor how often one
    evaluates changes what is drawn. [O] In the authors' code all share one. random_seeds
@@ -65,7 +65,8 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
-    """Train DMG on an offline dataset and report its normalised score. None stands for the dataset's preset."""
+    """Train DMG on an offline dataset and report its normalised score. None stands for the dataset's preset,
+    which ends the sentence: the value on Gym; then, where it differs, on (medium-)expert; then on AntMaze."""
 
     env_id: str = "walker2d-medium-v2"  # {hopper,walker2d,halfcheetah}-<quality>-{v2: D4RL's data, local: made here}
     exp_name: str | None = None  # part of the run folder's name; None: the script's name and the changed flags
@@ -74,7 +75,7 @@ class Args:
     seed: int = 0  # first seed, 0 or more
     num_seeds: int = 1  # seeds trained side by side, 1 or more: seed ... seed + num_seeds - 1
     lam: float = 0.25  # λ in [0, 1], share of the policy's value in the Bellman target (Eq. 6, 16; Table 5)
-    nu: float | None = None  # ν >= 0, pull towards good data actions (Eq. 14), inf: clone. 0.1; *expert 10; AntMaze 0.5
+    nu: float | None = None  # ν >= 0, pull towards good data actions (Eq. 14), inf: clone. 0.1; expert 10; AntMaze 0.5
     expectile: float | None = None  # τ in (0, 1), expectile taken for the in-sample maximum (Eq. 15). 0.7; AntMaze 0.9
     temperature: float | None = None  # α >= 0 in the weights exp(α A) (Eq. 14), 0: all weights are 1. 3; AntMaze 10
     weight_clip: float | None = None  # largest weight, > 0 (authors' code). 3; AntMaze 100
@@ -88,6 +89,7 @@ class Args:
     policy_delay: int = 2  # iterations per actor step and target step, 1 or more (authors' code)
     iterations: int = 1_000_000  # training iterations, 1 or more (Table 5)
     normalize_states: bool | None = None  # states to mean 0, standard deviation 1 (Appendix C.1). True; AntMaze False
+    std_offset: float = 1e-3  # > 0, added to that standard deviation before dividing by it (authors' code)
     antmaze_reward: bool | None = None  # reward 1 becomes 0, any other -1 (Appendix C.1). False; AntMaze True
     eval_every: int | None = None  # iterations between evaluations, 1 or more; the last counts. 20,000; AntMaze 50,000
     eval_episodes: int | None = None  # episodes per seed and evaluation, 1 or more (Appendix C.1). 10; AntMaze 100
@@ -107,7 +109,7 @@ CHECKS = {  # flags: (test, which NaN fails; what they have to be)
     "polyak": (lambda x: 0 < x <= 1, "in (0, 1]"),
     "expectile": (lambda x: 0 < x < 1, "inside (0, 1)"),
     "weight_clip": (lambda x: x > 0, "above 0"),
-    "learning_rate": (lambda x: 0 < x < math.inf, "finite, above 0"),
+    "learning_rate std_offset": (lambda x: 0 < x < math.inf, "finite, above 0"),
     "nu seed threads eval_workers": (lambda x: x >= 0, "0 or more"),
     "temperature policy_noise noise_clip": (lambda x: 0 <= x < math.inf, "finite, 0 or more"),
     "num_seeds batch_size hidden_dim policy_delay iterations": (lambda x: x >= 1, "1 or more"),
@@ -249,7 +251,7 @@ def replay_table(data: dict[str, np.ndarray], args: Args) -> tuple[Tensor, np.nd
     s, s2, r = data["observations"], data["next_observations"], data["rewards"]
     mean, scale = np.zeros(s.shape[1]), np.ones(s.shape[1])
     if args.normalize_states:
-        mean, scale = s.mean(0, dtype=np.float64), s.std(0, dtype=np.float64) + 1e-3
+        mean, scale = s.mean(0, dtype=np.float64), s.std(0, dtype=np.float64) + args.std_offset
     r = np.where(r == 1, 0.0, -1.0) if args.antmaze_reward else r
     columns = (s - mean) / scale, data["actions"], r[:, None], ~data["terminals"][:, None], (s2 - mean) / scale
     table = torch.cat([torch.as_tensor(column, dtype=torch.get_default_dtype()) for column in columns], dim=1)

@@ -545,7 +545,7 @@ def test_every_training_flag_names_another_folder() -> None:
     changes = dict(lam=0.5, nu=0.2, expectile=0.8, temperature=2.0, weight_clip=2.0, gamma=0.9, polyak=0.01,
                    learning_rate=1e-3, batch_size=8, hidden_dim=8, policy_noise=0.1, noise_clip=0.1)  # fmt: skip
     changes |= dict(policy_delay=3, iterations=7, eval_every=3, eval_episodes=3)
-    changes |= dict(normalize_states=False, antmaze_reward=True)
+    changes |= dict(normalize_states=False, antmaze_reward=True, std_offset=0.01)
     elsewhere = "env_id exp_name run_dir dataset_path seed num_seeds log_every save_every resume overwrite device"
     elsewhere = {*elsewhere.split(), "cudagraphs", "threads", "eval_workers"}
     assert set(changes) | elsewhere == {f.name for f in fields(dmg_iql.Args)}
@@ -1022,6 +1022,7 @@ BOUNDS: dict[str, tuple[list, list]] = {  # values to be accepted, values to be 
     "temperature": ([0, 3, 1e300], [-TINY, INF, NAN]),
     "policy_noise": ([0, 0.2, 1e300], [-TINY, INF, NAN]),
     "noise_clip": ([0, 0.5, 1e300], [-TINY, INF, NAN]),
+    "std_offset": ([TINY, 1e-3, 1e300], [0, -TINY, INF, NAN]),
     "device": (["auto", "cpu"], ["tpu", "", "CPU", "cuda:0"]),
 } | dict.fromkeys("num_seeds batch_size hidden_dim policy_delay iterations".split(), COUNT)
 BOUNDS |= dict.fromkeys("eval_every eval_episodes log_every save_every".split(), COUNT)
