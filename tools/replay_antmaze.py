@@ -1,0 +1,146 @@
+"""Replay a recorded AntMaze file one step at a time, to see how far this simulator is from the one that recorded it.
+
+    python tools/replay_antmaze.py Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5
+
+Every replayed row starts from the recorded qpos and qvel, takes the recorded action, and is compared with the state
+that was recorded next: no error adds up over steps. The states of a file are float32, which alone gives errors of about
+1e-6, more where a foot is about to touch the ground or a wall. Two ants are replayed: antmaze.py's, and one whose
+capsules weigh what MuJoCo before 2.1.2 computed for them, as when D4RL's data was made. "standing still" predicts that
+nothing changes, and gives the errors a scale.
+
+Only a file of D4RL's own tells anything about D4RL's simulator. One that was made with antmaze.py (all that the tests
+have) shows that the replay works.
+"""
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import mujoco
+import numpy as np
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import antmaze
+
+NAMES = {"umaze": r"u-?maze", "medium": r"big-maze|medium", "large": r"hardest-maze|large"}  # in D4RL's file names
+
+
+@dataclass
+class Args:
+    """Which file to replay, and how much of it."""
+
+    path: tyro.conf.Positional[Path]
+    """HDF5 file with observations, actions and timeouts, and infos/qpos and infos/qvel or observations of 29 numbers"""
+    maze: str | None = None
+    """umaze, medium or large; default: as the file's name says"""
+    rows: int = 5_000
+    """rows to replay, 1 or more, drawn at random from those that can be"""
+    seed: int = 0
+    """seed of that draw, 0 or more"""
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    """The recorded transitions: before and after [n, 29], actions [n, 8]. Rows at a time limit are left out, and those
+    where the torso moves by a metre or more, which no ant does in 0.1 s: a reset that the file does not mark. Raises
+    SystemExit for a file that cannot be read or lacks something."""
+    try:
+        with h5py.File(path) as file:
+            data = {key: file[key][:] for key in ("observations", "actions", "timeouts") if key in file}
+            infos = [file[key][:] for key in ("infos/qpos", "infos/qvel") if key in file]
+            made = {key: str(value) for key, value in file.attrs.items()}
+    except Exception as error:
+        raise SystemExit(f"error: {path} is not a whole HDF5 file ({error}); get or make it again") from None
+    if missing := [key for key in ("observations", "actions") if key not in data]:
+        raise SystemExit(f"error: {path} has no {', '.join(missing)}; give a D4RL AntMaze file")
+    observations, actions = data["observations"], data["actions"]
+    states = np.concatenate(infos, axis=1) if len(infos) == 2 else observations
+    n = len(observations)
+    if observations.shape != (n, 29) or states.shape != (n, 29) or actions.shape != (n, 8) or n < 2:
+        shapes = f"observations {observations.shape}, states {states.shape}, actions {actions.shape}"
+        raise SystemExit(f"error: {path}: {shapes}; (n, 29), (n, 29), (n, 8) and n > 1 are needed: an AntMaze file")
+    # D4RL's collection code stores the state behind the action beside the observation before it.
+    late = (np.abs(states[:-1] - observations[1:]) < 1e-4).all(1).mean() > 0.5 and states is not observations
+    before, after, actions = states[:-1], states[1:], actions[1:] if late else actions[:-1]
+    limits = data.get("timeouts", np.zeros(n)).astype(bool).ravel()[:-1]
+    jump = np.linalg.norm(after[:, :2] - before[:, :2], axis=1) >= 1
+    finite = np.isfinite(before).all(1) & np.isfinite(after).all(1) & np.isfinite(actions).all(1)
+    keep = ~limits & ~jump & finite
+    where = "behind" if late else "before"
+    print(f"{path}: {n:,} rows; states recorded {where} the action; left out: {limits.sum():,} at a time limit,")
+    print(f"{(jump & ~limits).sum():,} resets without a mark, {(~finite).sum():,} not finite")
+    if made:
+        print(f"the file says of itself: {json.dumps(made)}")
+    if not keep.any():
+        raise SystemExit(f"error: {path} has no row that can be replayed; give another file")
+    return {"before": before[keep], "after": after[keep], "actions": actions[keep]}
+
+
+def cylinder_capsules(model: mujoco.MjModel) -> None:
+    """Give the ant's limbs, one capsule each, the mass and inertia that MuJoCo before 2.1.2 computed for a capsule:
+    those of a cylinder that is half a radius longer at each end (MuJoCo's changelog, 2.1.2)."""
+    for i in np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_CAPSULE):
+        (radius, half), body = model.geom_size[i, :2], model.geom_bodyid[i]
+        length = 2 * half + radius
+        exact = np.pi * radius**2 * (2 * half + 4 / 3 * radius)
+        mass = model.body_mass[body] * np.pi * radius**2 * length / exact
+        across, along = mass * (3 * radius**2 + length**2) / 12, mass * radius**2 / 2
+        model.body_mass[body] = mass
+        model.body_inertia[body] = np.where(
+            model.body_inertia[body] < model.body_inertia[body].max() / 2, along, across
+        )
+    mujoco.mj_setConst(model, mujoco.MjData(model))
+
+
+def replay(env: antmaze.AntMazeEnv, before: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """The state [n, 29] one step behind each of `before` [n, 29]. Raises RuntimeError for an unstable simulation."""
+    after = np.empty(before.shape)
+    for i, (state, action) in enumerate(zip(before.astype(np.float64), actions)):
+        mujoco.mj_resetData(env.model, env.data)
+        env.set_state(state[:15], state[15:])
+        after[i] = env.step(action)[0]
+    return after
+
+
+def errors(predicted: np.ndarray, recorded: np.ndarray) -> list[np.ndarray]:
+    """For qpos and for qvel: quantiles (0.5, 0.9, 0.99, 1) over rows of the largest absolute difference in a row. A
+    quaternion and its negative are the same rotation."""
+    predicted = predicted.copy()
+    predicted[:, 3:7] *= np.where((predicted[:, 3:7] * recorded[:, 3:7]).sum(1, keepdims=True) < 0, -1, 1)
+    difference = np.abs(predicted - recorded)
+    return [np.quantile(part.max(1), (0.5, 0.9, 0.99, 1)) for part in (difference[:, :15], difference[:, 15:])]
+
+
+def main(args: Args) -> dict[str, list[np.ndarray]]:
+    """Replay, print the table, and return it. Raises SystemExit for a bad flag or file."""
+    if args.rows < 1 or args.seed < 0:
+        raise SystemExit("error: --rows has to be 1 or more and --seed 0 or more")
+    named = [maze for maze, pattern in NAMES.items() if re.search(pattern, args.path.name)]
+    maze = args.maze or (named[0] if named else None)
+    if maze not in antmaze.MAZES:
+        raise SystemExit(
+            f"error: which maze? {args.path.name} does not say; --maze has to be {', '.join(antmaze.MAZES)}"
+        )
+    data = load(args.path)
+    size = len(data["before"])
+    rows = np.sort(np.random.default_rng(args.seed).choice(size, min(args.rows, size), replace=False))
+    before, after, actions = (data[key][rows] for key in ("before", "after", "actions"))
+    today, old = antmaze.AntMazeEnv(maze), antmaze.AntMazeEnv(maze)
+    cylinder_capsules(old.model)
+    table = {"standing still": errors(before, after)}
+    table[f"antmaze.py, MuJoCo {mujoco.__version__}"] = errors(replay(today, before, actions), after)
+    table["the same, capsules as before 2.1.2"] = errors(replay(old, before, actions), after)
+    print(f"largest error of a row over {len(rows):,} rows of {maze}, in m, rad and per second:")
+    print(f"{'':36}" + "".join(f"{name:>10}" for name in 2 * ("median", "90 %", "99 %", "max")))
+    print(f"{'':36}{'qpos':>10}{'':30}{'qvel':>10}")
+    for name, parts in table.items():
+        print(f"{name:36}" + "".join(f"{value:10.1e}" for value in np.concatenate(parts)))
+    print("Only a file that D4RL made checks this simulator against D4RL's; any other shows that the replay works.")
+    return table
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
