@@ -26,7 +26,7 @@ does; [O]: our choice.
  8 The actor's cosine ends with the run, after iterations / policy_delay actor steps [O]; the authors' after 500,000,
    however long the run. They agree at the paper's 1,000,000 iterations. set_actor_rate
  9 Gym states are normalised by mean and std + std_offset [A], taken in float64 [O]. AntMaze's are not, and its reward
-   becomes 0 at the goal, -1 elsewhere [A]; AntMaze has its presets here, but no simulator yet. replay_table
+   becomes 0 at the goal, -1 elsewhere [A]. replay_table
 10 Every seed has a random stream of its own, and so has evaluation: neither the seeds beside it nor how often one
    evaluates changes what is drawn. [O] In the authors' code all share one. random_seeds
 11 nu = inf means cloning only: coefficient 0 on Q, 1 on the square. [O] A seed whose critic or V is not finite, or
@@ -68,7 +68,7 @@ class Args:
     """Train DMG on an offline dataset and report its normalised score. None stands for the dataset's preset,
     which ends the sentence: the value on Gym; then, where it differs, on (medium-)expert; then on AntMaze."""
 
-    env_id: str = "walker2d-medium-v2"  # {hopper,walker2d,halfcheetah}-<quality>-{v2: D4RL's data, local: made here}
+    env_id: str = "walker2d-medium-v2"  # {hopper,walker2d,halfcheetah}-<quality>-{v2,local: made here}, antmaze-...-v2
     exp_name: str | None = None  # part of the run folder's name; None: the script's name and the changed flags
     run_dir: Path = Path("runs")  # parent of the run folder <env-id>__<exp-name>__s<first seed>-<last seed>
     dataset_path: Path | None = None  # a file in D4RL's layout, not the one in $D4RL_DATASET_DIR (~/.d4rl/datasets)
@@ -124,9 +124,19 @@ ROBOTS = {  # Gymnasium environment (D4RL's returns are those of -v4, not of -v5
     "hopper": ("Hopper-v4", -20.272305, 3234.3),
     "walker2d": ("Walker2d-v4", 1.629008, 4592.3),
     "halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
+    "antmaze": ("antmaze.py's", 0.0, 1.0),
+}
+ANTMAZE = {  # the task's file, without what all have in common, and its size in bytes where that is known
+    "antmaze-umaze": ("u-maze_noisy_multistart_False_multigoal_False", 232_532_949),
+    "antmaze-umaze-diverse": ("u-maze_noisy_multistart_True_multigoal_True", 230_854_272),
+    "antmaze-medium-play": ("big-maze_noisy_multistart_True_multigoal_False", 231_110_764),
+    "antmaze-medium-diverse": ("big-maze_noisy_multistart_True_multigoal_True", 231_095_166),
+    "antmaze-large-play": ("hardest-maze_noisy_multistart_True_multigoal_False", 230_880_653),
+    "antmaze-large-diverse": ("hardest-maze_noisy_multistart_True_multigoal_True", None),
 }
 QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
-ENV_IDS = [f"{robot}-{quality}-{kind}" for kind in ("v2", "local") for robot in ROBOTS for quality in QUALITIES]
+GYM_TASKS = [f"{robot}-{quality}" for robot in ("hopper", "walker2d", "halfcheetah") for quality in QUALITIES]
+ENV_IDS = [f"{task}-{kind}" for kind in ("v2", "local") for task in GYM_TASKS] + [f"{task}-v2" for task in ANTMAZE]
 
 
 def preset(env_id: str) -> dict[str, float | bool]:
@@ -142,7 +152,7 @@ def resolve(args: Args) -> Args:
     """Fill in every None. Raises SystemExit for an unknown id, a flag out of range, or a GPU that is not there."""
     if args.env_id not in ENV_IDS:
         close = difflib.get_close_matches(args.env_id, ENV_IDS, n=5, cutoff=0.4) or ENV_IDS
-        raise SystemExit(f"error: --env-id {args.env_id} is unknown (no AntMaze yet); closest: {', '.join(close)}")
+        raise SystemExit(f"error: --env-id {args.env_id} is unknown; closest: {', '.join(close)}")
     changed = [f.name for f in fields(args) if f.name not in UNNAMED and getattr(args, f.name) != f.default]
     name = "-".join([Path(__file__).stem] + [f"{key.replace('_', '')}{getattr(args, key)}" for key in changed])
     given = {key: value for key, value in vars(args).items() if value is not None}
@@ -164,48 +174,85 @@ def resolve(args: Args) -> Args:
 def make_env(env_id: str) -> gym.Env:
     """The simulator in which policies trained on this dataset id are evaluated."""
     gym.logger.min_level = gym.logger.ERROR  # no "v4 is out of date": it is the version that D4RL's scores mean
-    return gym.make(ROBOTS[env_id.split("-")[0]][0])
+    if not env_id.startswith("antmaze-"):
+        return gym.make(ROBOTS[env_id.split("-")[0]][0])
+    try:
+        import antmaze  # noqa: F401 (it registers the ids)
+
+        return gym.make(env_id)
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"error: {env_id} needs this project's antmaze.py beside this script, and d4rl: {error}"
+        ) from None
 
 
 def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
-    """D4RL's score (Appendix C.1): 0 is a random policy's return, 100 an expert's."""
+    """D4RL's score (Appendix C.1): 0 is a random policy's return, 100 an expert's; AntMaze's is success in %."""
     _, random_return, expert_return = ROBOTS[env_id.split("-")[0]]
     return 100 * (returns - random_return) / (expert_return - random_return)
 
 
 # ---- dataset and replay buffer ---------------------------------------------------------------------------------------
 MIRROR, REVISION = "imone/D4RL", "9ed58d8a76c12f4c1cb5db51fa71389e703d2ec5"  # a dataset on the Hugging Face hub
-SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"  # D4RL's own
+SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl"  # D4RL's own
+SHA256 = {
+    "antmaze-umaze-v2": "5ef15257771c50ef4d23c7de001750e96c8bb5d9b6a5e4a821dcfb3065fbd130"
+}  # the one that is known
+
+
+def digest(path: Path) -> str:
+    """The file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_file(path: Path, env_id: str) -> None:
+    """Raise an exception where the file is no HDF5, or not D4RL's as far as its size and SHA-256 are known."""
+    _, wanted = ANTMAZE.get(env_id.removesuffix("-v2"), ("", None))
+    if wanted and path.stat().st_size != wanted:
+        raise ValueError(f"{path.stat().st_size:,} bytes, D4RL's file has {wanted:,}")
+    if env_id in SHA256 and digest(path) != SHA256[env_id]:
+        raise ValueError(f"its SHA-256 is {digest(path)[:12]}..., D4RL's file has {SHA256[env_id][:12]}...")
+    h5py.File(path).close()
 
 
 def find_dataset(env_id: str, dataset_path: Path | None = None) -> Path:
     """The HDF5 file of a dataset id; D4RL's are downloaded. Raises SystemExit, saying what to do, without one."""
     task, kind = env_id.rsplit("-", 1)
     folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
-    path = dataset_path or folder / f"{task.replace('-', '_')}-{kind}.hdf5"
-    collect, failures = f"python tools/collect.py --env-id {task}-local", ""
+    name, server, failures = f"{task.replace('-', '_')}-{kind}.hdf5", f"{SERVER}/gym_mujoco_v2", ""
+    if task in ANTMAZE:
+        name, server = f"Ant_maze_{ANTMAZE[task][0]}_sparse_fixed.hdf5", f"{SERVER}/ant_maze_v2"
+    path = dataset_path or folder / name
+    local = task if task in GYM_TASKS else "hopper-medium"
+    collect = f"python tools/collect.py --env-id {local}-local"
     if path.is_file():
+        try:
+            if not dataset_path and kind == "v2":
+                check_file(path, env_id)
+        except Exception as error:
+            raise SystemExit(f"error: {path} is not whole ({error}); delete it, and it is downloaded again") from None
         return path
     if dataset_path or kind == "local":
         raise SystemExit(f"error: {path} does not exist; {collect} makes data without a network")
     from huggingface_hub import hf_hub_download
 
-    for source in (MIRROR, SERVER):
+    for source in (MIRROR, server) if task != "antmaze-large-diverse" else (server,):  # the mirror lacks it
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as part:
                 if source == MIRROR:
                     hf_hub_download(MIRROR, path.name, repo_type="dataset", revision=REVISION, local_dir=part)
                 else:
-                    torch.hub.download_url_to_file(f"{SERVER}/{path.name}", f"{part}/{path.name}")
-                h5py.File(f"{part}/{path.name}").close()  # raises if the connection was cut or something else was sent
+                    torch.hub.download_url_to_file(f"{server}/{path.name}", f"{part}/{path.name}")
+                check_file(Path(part, path.name), env_id)  # raises if the connection was cut or something else was sent
                 os.replace(f"{part}/{path.name}", path)
             return path
         except Exception as error:  # each library raises kinds of its own; all of them mean: try the next source
             failures += f"\n  {source}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     raise SystemExit(
         f"error: no download of {path.name}:{failures}\nPut it at {path}, from Hugging Face's dataset {MIRROR} "
-        f"(revision {REVISION[:7]}) or\n{SERVER}/{path.name}. Without a network: {collect}, then --env-id {task}-local"
+        f"(revision {REVISION[:7]}) or\n{server}/{path.name}. Without a network: {collect}, then --env-id {local}-local"
     )
 
 
@@ -530,9 +577,6 @@ def train(args: Args) -> int:
     update = captured(agent.update) if args.cudagraphs else agent.update
     q_bound = 100 * (table[:, sum(dims)].abs().max().item() or math.inf) / (1 - args.gamma)  # beyond it: diverged
 
-    def digest(file: Path) -> str:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-
     config |= {"script": Path(__file__).stem, "checkpoint_format": 1, "dataset_sha256": digest(path)}
     about = {"dataset": str(path), "transitions": len(table), "script_sha256": digest(Path(__file__))}
     about |= {"device_name": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores"}
@@ -595,7 +639,8 @@ def train(args: Args) -> int:
             scores = normalized_score(args.env_id, returns)
             for k, board in enumerate(boards):
                 for e, values in enumerate(zip(returns[k], lengths[k].astype(int), scores[k])):
-                    evals.writerow(["offline", iteration, 0, seeds[k], e, *values, ""])
+                    success = int(values[0] > 0) if args.env_id.startswith("antmaze-") else ""
+                    evals.writerow(["offline", iteration, 0, seeds[k], e, *values, success])
                 board.add_scalar("eval/normalized_score", scores[k].mean(), iteration)
                 board.add_scalar("eval/episodic_return", returns[k].mean(), iteration)
                 board.add_scalar("eval/episodic_length", lengths[k].mean(), iteration)

@@ -34,6 +34,8 @@ D4RL_IDS = [
     for robot in ("hopper", "walker2d", "halfcheetah")
     for quality in ("random", "medium", "medium-replay", "medium-expert", "expert")
 ]
+MAZES = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+MAZE_IDS = [f"antmaze-{maze}-v2" for maze in MAZES]
 
 
 @pytest.fixture(scope="session")
@@ -170,11 +172,12 @@ def test_transitions_long_file(d4rl: ModuleType, tmp_path: Path, seed: int) -> N
 
 # ---- dataset ids: scores and file names ------------------------------------------------------------------------------
 def test_ids() -> None:
-    """The ids are the paper's fifteen D4RL Gym datasets, and one to be made locally beside each."""
-    assert sorted(dmg_iql.ENV_IDS) == sorted(D4RL_IDS + [env_id.replace("-v2", "-local") for env_id in D4RL_IDS])
+    """The ids are the paper's fifteen D4RL Gym datasets, one to be made locally beside each, and six for AntMaze."""
+    local = [env_id.replace("-v2", "-local") for env_id in D4RL_IDS]
+    assert sorted(dmg_iql.ENV_IDS) == sorted(D4RL_IDS + local + MAZE_IDS)
 
 
-@pytest.mark.parametrize("env_id", D4RL_IDS)
+@pytest.mark.parametrize("env_id", D4RL_IDS + MAZE_IDS)
 def test_reference_scores(d4rl: ModuleType, env_id: str) -> None:
     """Scores are d4rl's, for D4RL's datasets and for those made locally."""
     returns = np.array([-500.0, 0.0, 1.5, 3234.3, 12135.0])
@@ -186,7 +189,7 @@ def test_reference_scores(d4rl: ModuleType, env_id: str) -> None:
         np.testing.assert_allclose(dmg_iql.normalized_score(name, np.array([low, high])), [0, 100], atol=1e-12)
 
 
-@pytest.mark.parametrize("env_id", D4RL_IDS)
+@pytest.mark.parametrize("env_id", D4RL_IDS + MAZE_IDS)
 def test_file_names(d4rl: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env_id: str) -> None:
     """A dataset is looked for, and asked for, under D4RL's file name and address, and a local one under its own."""
     asked = []
@@ -207,19 +210,26 @@ def test_file_names(d4rl: ModuleType, tmp_path: Path, monkeypatch: pytest.Monkey
 
     with pytest.raises(SystemExit):
         dmg_iql.find_dataset(env_id)
-    assert asked[0] == (dmg_iql.MIRROR, name, "dataset", dmg_iql.REVISION)
+    if env_id != "antmaze-large-diverse-v2":  # which the mirror lacks
+        assert asked.pop(0) == (dmg_iql.MIRROR, name, "dataset", dmg_iql.REVISION)
     assert re.fullmatch("[0-9a-f]{40}", dmg_iql.REVISION)  # a commit, not a branch that may move
-    assert len(asked) == 2 and urlsplit(asked[1])[1:] == urlsplit(url)[1:]  # all but http or https
-    assert asked[1] == f"{dmg_iql.SERVER}/{name}"
+    assert len(asked) == 1 and urlsplit(asked[0])[1:] == urlsplit(url)[1:]  # all but http or https
+    assert asked[0].startswith(dmg_iql.SERVER)
 
-    (tmp_path / name).touch()
+    h5py.File(tmp_path / name, "w").close()
+    if env_id in MAZE_IDS:
+        monkeypatch.setattr(dmg_iql, "ANTMAZE", {task: (file, None) for task, (file, _) in dmg_iql.ANTMAZE.items()})
+        monkeypatch.setattr(dmg_iql, "SHA256", {})
     assert dmg_iql.find_dataset(env_id) == tmp_path / name
+    assert len(asked) == 1  # the file that was there is not asked for
+    if env_id in MAZE_IDS:
+        return
     local = tmp_path / name.replace("-v2.hdf5", "-local.hdf5")
     with pytest.raises(SystemExit):
         dmg_iql.find_dataset(env_id.replace("-v2", "-local"))
     local.touch()
     assert dmg_iql.find_dataset(env_id.replace("-v2", "-local")) == local
-    assert len(asked) == 2  # neither the file that was there nor local data was asked for
+    assert len(asked) == 1  # nor is local data
 
 
 # ---- replay table ----------------------------------------------------------------------------------------------------
@@ -483,6 +493,8 @@ def test_command_with_bad_file(tmp_path: Path, make: Callable[[Path], object] | 
 NAME = "hopper_medium_replay-v2.hdf5"
 MIRRORED = f"/datasets/{dmg_iql.MIRROR}/resolve/{dmg_iql.REVISION}/{NAME}"
 SERVED = f"/gym_mujoco_v2/{NAME}"
+MAZE = "Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5"
+MAZE_MIRRORED, MAZE_SERVED = MIRRORED.replace(NAME, MAZE), f"/ant_maze_v2/{MAZE}"
 
 
 class Host(http.server.ThreadingHTTPServer):
@@ -537,7 +549,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """A local host that stands for both sources; the Hugging Face client asks it, and does not wait between tries."""
     files = {}
-    for path, rows in ((MIRRORED, 40), (SERVED, 41)):  # the row tells where a file came from
+    for path, rows in (
+        (MIRRORED, 40),
+        (SERVED, 41),
+        (MAZE_MIRRORED, 42),
+        (MAZE_SERVED, 43),
+    ):  # the number tells where a file came from
         write(tmp_path / "source.hdf5", rows=rows)
         files[path] = (tmp_path / "source.hdf5").read_bytes()
     with Host(files) as host:
@@ -546,7 +563,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
             huggingface_hub.hf_hub_download, endpoint=host.url, cache_dir=tmp_path / "hub", token=False
         )
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-        monkeypatch.setattr(dmg_iql, "SERVER", host.url + SERVED.removesuffix("/" + NAME))
+        monkeypatch.setattr(dmg_iql, "SERVER", host.url)
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.setenv(name, "127.0.0.1")
@@ -597,12 +614,73 @@ def test_download_fails(host: Host, folder: Path, answer: str) -> None:
     message = str(error.value)
     assert re.match(f"error: .*{NAME}", message)
     assert re.search(rf"^  {dmg_iql.MIRROR}: \w+: .+", message, re.M)  # each source and why it failed
-    assert re.search(rf"^  {re.escape(dmg_iql.SERVER)}: \w+", message, re.M)
+    assert re.search(rf"^  {re.escape(dmg_iql.SERVER)}/gym_mujoco_v2: \w+", message, re.M)
     assert str(folder / NAME) in message and dmg_iql.REVISION[:7] in message
-    assert f"{dmg_iql.SERVER}/{NAME}" in message
+    assert f"{dmg_iql.SERVER}{SERVED}" in message
     assert "python tools/collect.py --env-id hopper-medium-replay-local" in message
     assert content_of(folder) == []
     assert ("GET", SERVED) in host.asked
+
+
+@pytest.fixture
+def maze_size(host: Host, monkeypatch: pytest.MonkeyPatch) -> int:
+    """As if D4RL's file of antmaze-umaze-v2 were the one that the local host's "server" has, by size and SHA-256."""
+    content = host.files[MAZE_SERVED]
+    monkeypatch.setitem(dmg_iql.ANTMAZE, "antmaze-umaze", (dmg_iql.ANTMAZE["antmaze-umaze"][0], len(content)))
+    monkeypatch.setitem(dmg_iql.SHA256, "antmaze-umaze-v2", hashlib.sha256(content).hexdigest())
+    return len(content)
+
+
+def test_known_sizes() -> None:
+    """The sizes of D4RL's AntMaze files and the SHA-256 of one, as FACTS about the published files give them."""
+    sizes = {task: size for task, (_, size) in dmg_iql.ANTMAZE.items()}
+    assert list(sizes) == [env_id.removesuffix("-v2") for env_id in MAZE_IDS]
+    assert list(sizes.values()) == [232532949, 230854272, 231110764, 231095166, 230880653, None]
+    known = {"antmaze-umaze-v2": "5ef15257771c50ef4d23c7de001750e96c8bb5d9b6a5e4a821dcfb3065fbd130"}
+    assert known == dmg_iql.SHA256
+
+
+@pytest.mark.parametrize("wrong", ["size", "SHA-256"])
+def test_download_of_another_file(host: Host, folder: Path, maze_size: int, wrong: str) -> None:
+    """A whole file that is not D4RL's, by its size or its SHA-256, is not taken; the next source is asked."""
+    if wrong == "SHA-256":  # as many bytes, the last one another
+        *rest, last = host.files[MAZE_SERVED]
+        host.files[MAZE_MIRRORED] = bytes([*rest, last ^ 1])
+    path = dmg_iql.find_dataset("antmaze-umaze-v2")
+    assert path == folder / MAZE and content_of(folder) == [MAZE]
+    assert path.read_bytes() == host.files[MAZE_SERVED]
+    assert ("GET", MAZE_MIRRORED) in host.asked
+    host.files[MAZE_SERVED] = host.files[MAZE_MIRRORED]
+    path.unlink()
+    with pytest.raises(SystemExit, match=f"error: no download of {MAZE}(.|\n)*D4RL's file has"):
+        dmg_iql.find_dataset("antmaze-umaze-v2")
+    assert content_of(folder) == []
+
+
+def test_truncated_file_in_place(host: Host, folder: Path, maze_size: int) -> None:
+    """D4RL's users' most common fault, half a file left by an earlier download, is named with the way out; nothing is
+    asked for and nothing deleted. A file given by --dataset-path need not be D4RL's."""
+    folder.mkdir(parents=True)
+    for name, env_id, half in ((MAZE, "antmaze-umaze-v2", MAZE_SERVED), (NAME, "hopper-medium-replay-v2", SERVED)):
+        (folder / name).write_bytes(host.files[half][: len(host.files[half]) // 2])
+        with pytest.raises(
+            SystemExit, match=f"^error: .*{name} is not whole .*; delete it, and it is downloaded again"
+        ):
+            dmg_iql.find_dataset(env_id)
+        assert (folder / name).is_file()
+    write(folder / "mine.hdf5")
+    assert dmg_iql.find_dataset("antmaze-umaze-v2", folder / "mine.hdf5") == folder / "mine.hdf5"
+    assert host.asked == []
+
+
+def test_only_the_server_has_large_diverse(host: Host, folder: Path) -> None:
+    """antmaze-large-diverse-v2's file is asked for on D4RL's server alone, the only source in the message."""
+    with pytest.raises(SystemExit) as error:
+        dmg_iql.find_dataset("antmaze-large-diverse-v2")
+    name = MAZE.replace("u-maze", "hardest-maze").replace("False", "True")
+    assert host.asked == [("GET", f"/ant_maze_v2/{name}")]
+    assert f"{host.url}/ant_maze_v2/{name}" in str(error.value) and content_of(folder) == []
+    assert re.findall(r"^  (\S+): ", str(error.value), re.M) == [f"{host.url}/ant_maze_v2"]
 
 
 def test_download_without_network(host: Host, folder: Path) -> None:
@@ -642,14 +720,15 @@ def test_given_file_wins(host: Host, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="^error: .*given.hdf5 does not exist"):
         dmg_iql.find_dataset("hopper-medium-replay-v2", given)
     folder.mkdir(parents=True)
-    (folder / NAME).write_bytes(b"in the folder")
+    write(folder / NAME)
+    there = (folder / NAME).read_bytes()
     assert dmg_iql.find_dataset("hopper-medium-replay-v2") == folder / NAME
     with pytest.raises(SystemExit, match="^error: .*given.hdf5 does not exist"):
         dmg_iql.find_dataset("hopper-medium-replay-v2", given)  # no silent use of another file
     given.write_bytes(b"given")
     assert dmg_iql.find_dataset("hopper-medium-replay-v2", given) == given
     assert host.asked == []
-    assert (folder / NAME).read_bytes() == b"in the folder"
+    assert (folder / NAME).read_bytes() == there
 
 
 def test_default_folder(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,8 @@ def test_antmaze(maze: str) -> None:
     """AntMaze: ν 0.5, τ 0.9, α 10, states as they are, rewards 0 and -1."""
     wanted = ANTMAZE | {"nu": 0.5, "normalize_states": False, "antmaze_reward": True}
     assert dmg_iql.preset(f"antmaze-{maze}-v2") == wanted
-    assert {key: getattr(dmg_iql.Args(), key) for key in COMMON} == COMMON
+    args = vars(dmg_iql.resolve(dmg_iql.Args(env_id=f"antmaze-{maze}-v2")))
+    assert {key: args[key] for key in wanted | COMMON} == wanted | COMMON
 
 
 def test_flags_win_over_presets() -> None:
