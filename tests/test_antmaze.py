@@ -69,26 +69,28 @@ def d4rl_ant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
     with pytest.MonkeyPatch.context() as patch:
         import gym.envs.registration
 
-        patch.setattr(gym.logger, "min_level", gym.logger.ERROR)
-        with pytest.MonkeyPatch.context() as importing:
-            importing.setitem(sys.modules, "d4rl", package)
-            importing.setitem(sys.modules, "mujoco_py", engine)
-            importing.setenv("D4RL_DATASET_DIR", str(folder))
-            importing.setattr(gym.envs.registration, "register", lambda id, **rest: registered.update({id: rest}))
+        patch.setitem(sys.modules, "d4rl", package)
+        patch.setitem(sys.modules, "mujoco_py", engine)
+        patch.setenv("D4RL_DATASET_DIR", str(folder))
+        patch.setattr(gym.envs.registration, "register", lambda id, **rest: registered.update({id: rest}))
+        try:
             from d4rl.locomotion import ant, maze_env
-        for name in of_d4rl():
-            del sys.modules[name]
-        sys.modules.update(aside)
+        finally:
+            for name in of_d4rl():
+                del sys.modules[name]
+    sys.modules.update(aside)
 
-        def mkstemp(**kwargs: object) -> tuple[int, str]:
-            """For MazeEnv, which leaves both the file and its descriptor behind."""
-            number, path = tempfile.mkstemp(dir=folder, **kwargs)
-            os.close(number)
-            return number, path
+    def mkstemp(**kwargs: object) -> tuple[int, str]:
+        """For MazeEnv, which leaves both the file and its descriptor behind."""
+        number, path = tempfile.mkstemp(dir=folder, **kwargs)
+        os.close(number)
+        return number, path
 
-        maze_env.tempfile = SimpleNamespace(mkstemp=mkstemp)
-        maze_env.print = lambda *words: None
-        ant.AntEnv.sim = property(lambda self: SimpleNamespace(data=self.data))  # what mujoco-py's binding has
+    maze_env.tempfile = SimpleNamespace(mkstemp=mkstemp)
+    maze_env.print = lambda *words: None
+    ant.AntEnv.sim = property(lambda self: SimpleNamespace(data=self.data))  # what mujoco-py's binding has
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gym.logger, "min_level", gym.logger.ERROR)
         yield Oracle(ant=ant, maze_env=maze_env, registered=registered, root=Path(package.__path__[0]) / "locomotion")
 
 
@@ -189,8 +191,7 @@ def test_ids(d4rl_ant: Oracle, task: str) -> None:
     assert arguments["eval"] is arguments["v2_resets"] is True and arguments["non_zero_reset"] is False
     name = TEST_MAPS[antmaze.TASKS[task][0]]
     assert arguments["maze_map"] is d4rl_ant.maps()[name]
-    assert replay_antmaze.main  # the file that d4rl names tells the tool which maze it is of
-    file = arguments["dataset_url"].rsplit("/", 1)[1]
+    file = arguments["dataset_url"].rsplit("/", 1)[1]  # its name tells the replay tool which maze it is of
     assert [maze for maze, words in replay_antmaze.NAMES.items() if re.search(words, file)] == [antmaze.TASKS[task][0]]
     env, oracle = gymnasium.make(f"{task}-v2"), d4rl_ant.ant.make_ant_maze_env(**arguments)
     assert not env.unwrapped.random_start
@@ -220,18 +221,22 @@ def some_actions(rng: np.random.Generator, steps: int) -> np.ndarray:
 @pytest.mark.parametrize("maze", antmaze.MAZES)
 def test_trajectories(d4rl_ant: Oracle, maze: str, where: str) -> None:
     """With d4rl's margins halved, too, 300 steps give the same observation, reward, end and torques bit for bit: from
-    the start, with walls around it, and from the goal's edge, out of it and in."""
+    the start, in a corner, and around a goal that is put half a metre away again and again."""
     rng = np.random.default_rng(sum(map(ord, maze + where)))
     ours, theirs = AntMazeEnv(maze), d4rl_ant.make(d4rl_ant.maps()[TEST_MAPS[maze]])
     theirs.model.geom_margin[:] /= 2
     ours.reset(seed=1)
     theirs.wrapped_env.set_target_goal(ours.goal)
-    qpos = at((-1.4, -1.4) if where == "start" else ours.goal + (0.45, 0)) + rng.uniform(-0.1, 0.1, 15)
+    qpos = at((-1.4, -1.4) if where == "start" else ours.goal) + rng.uniform(-0.1, 0.1, 15)
     qvel = rng.normal(size=14)
     place(ours, qpos, qvel)
     place(theirs, qpos, qvel)
     ends, touched = [], 0
-    for action in some_actions(rng, 300):
+    for i, action in enumerate(some_actions(rng, 300)):
+        if where == "goal" and i % 20 == 0:
+            angle = rng.uniform(0, 2 * np.pi)
+            ours.goal = ours.data.qpos[:2] + 0.5 * np.array([np.cos(angle), np.sin(angle)])
+            theirs.wrapped_env.set_target_goal(tuple(ours.goal))
         state, reward, terminated, truncated, info = ours.step(action)
         their_state, their_reward, done, _ = theirs.step(action)
         np.testing.assert_array_equal(state, their_state, strict=True)
@@ -242,22 +247,23 @@ def test_trajectories(d4rl_ant: Oracle, maze: str, where: str) -> None:
         touched += any(ours.model.geom(i).name.startswith("block") for i in ours.data.contact.geom.ravel())
     assert ours.data.time == theirs.data.time == pytest.approx(30)
     if where == "start":
-        assert touched > 20 and not any(ends)
+        assert touched > 5 and not any(ends)
     else:
-        assert 5 < sum(ends) < 295, "both inside and outside"
+        assert 30 < sum(ends) < 270, "both inside and outside"
 
 
 def test_torques(d4rl_ant: Oracle) -> None:
     """Torques are 30 N m times the action cut to [-1, 1], computed as d4rl does, in float32 or in float64."""
     ours, theirs = AntMazeEnv("umaze"), d4rl_ant.make(d4rl_ant.maps()["U_MAZE_TEST"])
     rng = np.random.default_rng(0)
-    for kind in (np.float32, np.float64, np.float16, np.int64):
+    for kind in (np.float32, np.float64, np.float16):
         for scale in (0.3, 1, 4):
             action = (scale * rng.normal(size=8)).astype(kind)
             ours.step(action)
             theirs.step(action)
             np.testing.assert_array_equal(ours.data.ctrl, theirs.data.ctrl)
-            np.testing.assert_allclose(ours.data.ctrl, 30 * np.clip(action, -1.0, 1.0), rtol=1e-3, atol=1e-5)
+            expected, rounding = 30 * np.clip(action.astype(float), -1, 1), 30 * np.finfo(action.dtype).eps
+            np.testing.assert_allclose(ours.data.ctrl, expected, rtol=0, atol=rounding)
 
 
 # ---- 3. reward, end, time limit --------------------------------------------------------------------------------------
@@ -343,9 +349,7 @@ def test_goals(d4rl_ant: Oracle, name: str) -> None:
     env = AntMazeEnv(d4rl_ant.rows(name))
     ours, theirs = our_goals(env), their_goals(d4rl_ant.make(d4rl_ant.maps()[name]))
     cells, their_cells = ours // 4, theirs // 4
-    assert (
-        {tuple(4 * cell) for cell in cells} == {tuple(4 * cell) for cell in their_cells} == set(map(tuple, env.goals))
-    )
+    assert set(map(tuple, 4 * cells)) == set(map(tuple, 4 * their_cells)) == set(map(tuple, env.goals))
     assert same_counts(cells, their_cells)
     rng = np.random.default_rng(2)
     for axis in (0, 1):
@@ -388,10 +392,10 @@ def test_random_starts(d4rl_ant: Oracle, name: str) -> None:
     theirs = np.vstack([theirs, [oracle.wrapped_env._get_reset_location() for _ in range(DRAWS - len(theirs))]])
     cells, their_cells = ours // 4, theirs // 4
     assert same_counts(cells, their_cells)
-    free = {(j * 4 - env.origin[0], i * 4 - env.origin[1])
-            for i, row in enumerate(d4rl_ant.rows(name)) for j, symbol in enumerate(row) if symbol in " S"}  # fmt: skip
-    expected = {(max(x, 0), max(y, 0)) for x, y in free}
-    assert {tuple(4 * cell) for cell in cells} == {tuple(4 * cell) for cell in their_cells} == expected
+    grid = np.array([list(row) for row in d4rl_ant.rows(name)])
+    (start,) = np.argwhere(grid == "S")
+    expected = {(max(4 * j, 0), max(4 * i, 0)) for i, j in np.argwhere(np.isin(grid, [" ", "S"])) - start}
+    assert set(map(tuple, 4 * cells)) == set(map(tuple, 4 * their_cells)) == expected
     rng = np.random.default_rng(5)
     for axis in (0, 1):
         assert same(ours[:, axis], theirs[:, axis])
@@ -416,10 +420,10 @@ def test_reset_noise(d4rl_ant: Oracle) -> None:
     for i in {*range(15)} - {3, 4, 5, 6}:
         noise = ours[:, i] - env.init_qpos[i]
         assert stats.kstest(noise, stats.uniform(-0.1, 0.2).cdf).pvalue > 1e-3 and np.abs(noise).max() <= 0.1
-        assert not same(1.2 * noise, theirs[:, i] - env.init_qpos[i])
+        assert not same(1.5 * noise, theirs[:, i] - env.init_qpos[i])
     for i in range(15, 29):
         assert stats.kstest(ours[:, i], stats.norm(0, 0.1).cdf).pvalue > 1e-3
-        assert not same(1.2 * ours[:, i], theirs[:, i])
+        assert not same(1.5 * ours[:, i], theirs[:, i])
     correlation = np.corrcoef(np.delete(ours, 3, 1).T)  # the real part is a function of the other three
     assert np.abs(correlation - np.eye(28)).max() < 0.1, "each number has its own noise"
     assert raw.std() > 0.01 and (np.linalg.norm(raw, axis=1) != 1).all(), "normalised by d4rl's MuJoCo, not by today's"
@@ -454,7 +458,7 @@ def test_steps_draw_nothing() -> None:
     one, two = AntMazeEnv("umaze"), AntMazeEnv("umaze")
     one.reset(seed=0), two.reset(seed=0)
     for _ in range(20):
-        one.step(one.action_space.sample())
+        one.step(np.full(8, 0.5))
     np.testing.assert_array_equal(one.reset()[0], two.reset()[0])
     np.testing.assert_array_equal(one.goal, two.goal)
 
@@ -480,7 +484,7 @@ def test_instances_share_nothing() -> None:
     actions = some_actions(np.random.default_rng(8), 1000)
     make = functools.partial(AntMazeEnv, "medium")
     one, two, third = make(), make(), AntMazeEnv("large", random_start=True)
-    histories = [[env.reset(seed=9)[0] for _ in "x"] for env in (one, two)]
+    histories = [[env.reset(seed=9)[0]] for env in (one, two)]
     third.reset(seed=10)
     for i, action in enumerate(actions):
         histories[0].append(one.step(action)[0])
@@ -488,9 +492,7 @@ def test_instances_share_nothing() -> None:
             third.reset() if i % 30 == 0 else third.step(-action)
         histories[1].append(two.step(action)[0])
     assert digest(histories[0]) == digest(histories[1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONWARNINGS", "ignore")
-        envs = gymnasium.vector.AsyncVectorEnv([make, make], context="spawn")
+    envs = gymnasium.vector.AsyncVectorEnv([make, make], context="spawn")
     try:
         first, infos = envs.reset(seed=[9, 9])
         np.testing.assert_array_equal(infos["goal"], [one.goal, one.goal])
@@ -526,7 +528,7 @@ def test_any_action_is_survived(kind: str) -> None:
             env.reset()
         state, reward, terminated, truncated, _ = env.step(action)
         assert env.observation_space.contains(state) and np.isfinite(state).all()
-        assert np.abs(state[2:15]).max() < 3 and np.abs(state[15:]).max() < 60, state
+        assert np.abs(state[2:15]).max() < 2 and np.abs(state[15:]).max() < 20, state
         x, y = state[:2] + env.origin
         assert rows[round(y / 4)][round(x / 4)] != "#", "in a wall"
         assert reward in (0, 1) and truncated is False
@@ -587,12 +589,10 @@ def test_unstable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, part: str, va
         np.testing.assert_array_equal(env.step(np.ones(8))[0], twin.step(np.ones(8))[0])
 
 
-@pytest.mark.parametrize(
-    "maze",
-    [
-        "no such maze", "", [], ["####"], ["#  G#"], ["#SG S#"], ["#S  #"], ["#SG?#"], ["#sg#"], [[1, "r", 0, "g", 1]],
-    ],
-)  # fmt: skip
+BAD_MAZES = ["no such", "", [], ["##"], [" G"], ["SGS"], ["S #"], ["SG?"], ["#sg"], [[1, "r", 0, "g"]]]
+
+
+@pytest.mark.parametrize("maze", BAD_MAZES, ids=str)
 def test_bad_maze(maze: object) -> None:
     """A maze that is none is refused, and the message says what one is."""
     with pytest.raises(ValueError, match="expected one of umaze, medium, large, or rows of '#', ' ', one 'S'"):
@@ -645,8 +645,8 @@ def test_gymnasium_checker() -> None:
 # ---- 7. pictures -----------------------------------------------------------------------------------------------------
 PICTURES = """
 import sys
-import mujoco
 try:
+    import mujoco
     context = mujoco.GLContext(64, 64)
     context.make_current()
     context.free()
@@ -679,13 +679,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
         environment = os.environ | {"MUJOCO_GL": kind, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", PICTURES]
         try:
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=40)
         except subprocess.TimeoutExpired:
             continue
         if (folder / "frames.npz").is_file():
             with np.load(folder / "frames.npz") as file:
                 return dict(file)
-        assert done.returncode == 77 or kind == "osmesa", done.stderr  # else it is antmaze.py that fails
+        assert done.returncode == 77, done.stderr  # else it is antmaze.py that fails
     pytest.skip("no OpenGL without a display")
 
 
@@ -715,8 +715,7 @@ def test_pictures(pictures: dict[str, np.ndarray]) -> None:
                 if 0 <= column < 480 and 0 <= line < 480:
                     colours.setdefault(symbol, []).append(frame[line, column])
         walls, floor = np.array(colours["#"]), np.array(colours[" "])
-        assert (np.ptp(walls, axis=0) < 12).all() and walls[0, 0] > walls[0, 1] > walls[0, 2], "brown"
-        assert (np.abs(walls[:, None] - floor).max(2) > 30).all()
+        assert (walls[:, 0] > walls[:, 2] + 40).all() and (floor[:, 0] < floor[:, 2] - 40).all(), "brown, on blue"
     assert pictures["wide"].std() > 20
 
 
@@ -894,15 +893,10 @@ def test_replay_bad_file(write: Callable[..., Path], tmp_path: Path, case: str) 
         replay(path)
 
 
-@pytest.mark.parametrize(
-    ("name", "flags"),
-    [
-        ("data.hdf5", {}),
-        (D4RL_NAME, {"maze": "u-maze"}),
-        (D4RL_NAME, {"rows": 0}),
-        (D4RL_NAME, {"seed": -1}),
-    ],
-)
+BAD_FLAGS = [("data.hdf5", {}), (D4RL_NAME, {"maze": "u-maze"}), (D4RL_NAME, {"rows": 0}), (D4RL_NAME, {"seed": -1})]
+
+
+@pytest.mark.parametrize(("name", "flags"), BAD_FLAGS)
 def test_replay_bad_flag(write: Callable[..., Path], name: str, flags: dict[str, object]) -> None:
     """A maze that is none, or that the file's name does not say, and numbers out of range are errors."""
     with pytest.raises(SystemExit, match="^error: .*has to be"):
@@ -911,20 +905,20 @@ def test_replay_bad_flag(write: Callable[..., Path], name: str, flags: dict[str,
 
 # ---- 9. the header's references --------------------------------------------------------------------------------------
 REFERENCES = {  # what the first and the last line must hold, and what must be somewhere in between
-    ("__init__.py", "324-424"): ("register(", ")", ["'antmaze-umaze-v2'", "'antmaze-large-play-v2'", "'v2_resets': True"]),
+    ("__init__.py", "324-424"): ("register(", ")", ["'antmaze-umaze-v2'", "'antmaze-large-play-v2'", "'v2_resets'"]),
     ("maze_env.py", "56-79"): ("U_MAZE_TEST = [", "]]", ["BIG_MAZE_TEST = [", "HARDEST_MAZE_TEST = ["]),
-    ("maze_env.py", "177-196"): ("for i in range(len(self._maze_map))", ")", ['type="box"', "- torso_x", "0.5 * self._m"]),
+    ("maze_env.py", "177-196"): ("for i in range(len(self._maze_map))", ")", ['type="box"', "- torso_x", "0.5 * self"]),
     ("maze_env.py", "270-277"): ("def _find_robot", "raise ValueError", ["return j * size_scaling, i * size_scaling"]),
     ("ant.py", "53"): ("file_path, 5", "file_path, 5", []),
     ("ant.py", "90-96"): ("def _get_obs", "])", ["qpos.flat[:15]", "qvel.flat[:14]"]),
     ("ant.py", "169"): ("expose_all_qpos=True", "", []),
     ("goal_reaching_env.py", "34"): ("else:", "", []),
     ("wrappers.py", "142-159"): ("ub = np.ones", "np.clip", ["scaled_action = lb + (action + 1.) * 0.5 * (ub - lb)"]),
-    ("ant.py", "120-134"): ("def reset_model", "return self._get_obs()", ["low=-.1, high=.1", "randn(self.model.nv) * .1"]),
+    ("ant.py", "120-134"): ("def reset_model", "return self._get_obs()", ["low=-.1, high=.1", "randn(self.model.nv)"]),
     ("ant.py", "125-128"): ("if self._non_zero_reset", "qpos[:2] = reset_location", ["_get_reset_location()"]),
     ("maze_env.py", "214-225"): ("def _get_reset_location", "return (max(", ["np.random.choice", "* 0.5 * self._maze"]),
     ("ant.py", "187-202"): ("if self.v2_resets", "return super().reset()", ["self.set_target()"]),
-    ("maze_env.py", "227-258"): ("def _rowcol_to_xy", "return xy", ["def goal_sampler", "high=0.5) * 0.25", "max(xy[0]"]),
+    ("maze_env.py", "227-258"): ("def _rowcol_to_xy", "return xy", ["def goal_sampler", "* 0.25 *", "max(xy[0]"]),
     ("goal_reaching_env.py", "41-42"): ("== 'sparse'", "reward = 1.0 if", ["<= 0.5 else 0.0"]),
     ("goal_reaching_env.py", "44-47"): ("done = False", "done = True", ["if self.eval and", "<= 0.5"]),
 }  # fmt: skip
