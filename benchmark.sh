@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every experiment by name; each command makes its own environment (.venv) with Python 3.11 first.
 #   bash benchmark.sh quickstart   collect hopper-medium-local, train DMG on it, print its score, draw its learning curve
+#   bash benchmark.sh datasets     collect the fifteen local locomotion datasets, and list them in docs/datasets.md
 #   bash benchmark.sh results      DMG and two other settings on three robots' medium-local (hours; continues where stopped)
 #   bash benchmark.sh speed        iterations per second beside the usual way of writing the update
 #   bash benchmark.sh test         every test, and the linter
@@ -9,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 usage() {
-    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 
@@ -44,6 +45,17 @@ quickstart() {
     python tools/report.py runs/hopper-medium-local__quickstart__s0-1 --figure runs/quickstart.png
 }
 
+datasets() {
+    environment requirements.txt
+    local robot quality
+    for robot in halfcheetah hopper walker2d; do
+        for quality in random medium medium-replay medium-expert expert; do
+            data "$robot-$quality-local"
+        done
+    done
+    python tools/describe_datasets.py --out docs/datasets.md
+}
+
 results() {
     environment requirements.txt
     local iterations=${ITERATIONS:-50000} robot
@@ -62,7 +74,7 @@ results() {
 }
 
 case "${1:-}" in
-quickstart | results) "$1" ;;
+quickstart | datasets | results) "$1" ;;
 speed)
     environment requirements.txt
     shift

@@ -3,6 +3,7 @@ update; the report's numbers are those of the files it reads; benchmark.sh says 
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import report
 import speed
+import torch
 import train_behaviour
 
 import dmg_iql
@@ -84,6 +86,37 @@ def test_medium_expert_is_half_and_half(tmp_path: Path) -> None:
         medium = file["actions"][:]
     np.testing.assert_array_equal(both[:1500], medium)
     assert not np.array_equal(both[1500:], medium)
+
+
+@pytest.mark.parametrize("robot, rows", [("hopper", 12_000), ("walker2d", 40_000), ("halfcheetah", 12_000)])
+def test_script_evaluates_a_stored_policy_as_collect_does(
+    robot: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The simulator is what it should be: the stored medium policy, sampled as it was when its data was collected but
+    rolled out by the script's own evaluation, scores what collect.py reports, within the error of the two samples."""
+    env_id = f"{robot}-medium-local"
+    _, returns = collect.collect(env_id, rows, 0, 1)
+    layers = collect.load_policy(f"{robot}-medium.npz:0")
+    actor = [array for w, b in layers for array in (w.T[None].copy(), b[None, :, None].copy())]
+    generator = torch.Generator().manual_seed(0)
+
+    def sampled(actor: list[torch.Tensor], s: torch.Tensor) -> torch.Tensor:
+        mean, log_std = dmg_iql.mlp(actor, s).chunk(2, -1)
+        return (mean + log_std.clamp(-20, 2).exp() * torch.randn(mean.shape, generator=generator)).tanh()
+
+    monkeypatch.setattr(dmg_iql, "policy", sampled)
+    dims = len(layers[0][0])
+    resets = np.random.SeedSequence(5).generate_state(max(len(returns), 12), np.uint64)[None]
+    (played,), (lengths,) = dmg_iql.rollout(env_id, actor, np.zeros(dims), np.ones(dims), resets)
+    ours, theirs = (dmg_iql.normalized_score(env_id, values) for values in (played, returns))
+    error = math.sqrt(ours.var(ddof=1) / len(ours) + theirs.var(ddof=1) / len(theirs))
+    assert abs(ours.mean() - theirs.mean()) < 3.5 * error and error < 4, (ours.mean(), theirs.mean(), error)
+    assert lengths.max() <= 1000 and ours.mean() > 20
+
+    mean_only = lambda actor, s: dmg_iql.mlp(actor, s).chunk(2, -1)[0].tanh()  # another policy: the check has to see it
+    monkeypatch.setattr(dmg_iql, "policy", lambda actor, s: -mean_only(actor, s))
+    (other,), _ = dmg_iql.rollout(env_id, actor, np.zeros(dims), np.ones(dims), resets[:, :3])
+    assert abs(dmg_iql.normalized_score(env_id, other).mean() - theirs.mean()) > 3.5 * error
 
 
 @pytest.mark.parametrize("env_id", collect.LOCAL_IDS)

@@ -1,0 +1,96 @@
+"""List the local datasets: size, returns, score beside D4RL's, and the file's hash.
+
+bash benchmark.sh datasets   # collects what is missing of the fifteen, then runs
+python tools/describe_datasets.py --out docs/datasets.md
+"""
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import collect
+
+import dmg_iql
+
+# Cloning D4RL's datasets (-v2), on the same scale: column BC of the DMG paper's Table 2.
+PAPER_BC = {
+    "halfcheetah": {"random": 2.6, "medium": 42.0, "medium-replay": 36.4, "medium-expert": 59.6, "expert": 92.9},
+    "hopper": {"random": 4.1, "medium": 56.2, "medium-replay": 21.8, "medium-expert": 51.7, "expert": 110.9},
+    "walker2d": {"random": 1.2, "medium": 71.0, "medium-replay": 24.9, "medium-expert": 101.2, "expert": 107.7},
+}
+INTRODUCTION = """# Local datasets
+
+The fifteen locomotion datasets, as `python tools/collect.py --env-id ...` makes them by default; this page is the output
+of `bash benchmark.sh datasets`. Returns and scores are those of the whole episodes in a file, mean ± standard deviation
+over episodes (the last episode of each policy's rows is cut to fit, and left out). Scores are on D4RL's scale, 0 a random
+and 100 an expert policy, but this is **not** D4RL's data: the policies are small, were trained for a short time, and
+`expert` is the best one reached, so every level lies elsewhere than D4RL's of the same name.
+
+The column *cloning D4RL's* is the nearest published number that can be given for D4RL's own dataset of that name: what
+cloning it scores, from the DMG paper's Table 2. The mean scores of D4RL's datasets themselves are printed neither there
+nor in the `d4rl` package, which defines the scale: 0 is a random policy's mean return and 100 an expert's.
+"""
+
+
+@dataclass
+class Args:
+    """Where the page goes."""
+
+    out: Path | None = None
+    """Markdown file to write; default: print the page"""
+
+
+def describe(env_id: str) -> dict[str, object]:
+    """Rows, whole episodes, returns and hash of a local dataset. Raises SystemExit where it has not been collected."""
+    path = dmg_iql.find_dataset(env_id)
+    with h5py.File(path) as file:
+        rewards = file["rewards"][:].astype(np.float64)
+        ends = np.flatnonzero(file["terminals"][:] | file["timeouts"][:])
+        about = {key: str(value) for key, value in file.attrs.items()}
+    returns = np.diff(np.concatenate([[0], np.cumsum(rewards)[ends]]))
+    shares = np.linspace(0, len(rewards), len(collect.parts(env_id)) + 1).astype(int)[1:] - 1
+    whole = ~np.isin(ends, shares)  # the last episode of each policy's share is cut to fit
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    policies = len(json.loads(about["policies"]))
+    return {"rows": len(rewards), "returns": returns[whole], "policies": policies, "sha256": digest}
+
+
+def page() -> str:
+    """The page's text. Raises SystemExit where a dataset is missing."""
+    columns = ("dataset", "rows", "episodes", "policies", "return", "score", "cloning D4RL's", "SHA-256")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for env_id in collect.LOCAL_IDS:
+        robot, quality = env_id.removesuffix("-local").split("-", 1)
+        found = describe(env_id)
+        returns = found["returns"]
+        scores = dmg_iql.normalized_score(env_id, returns)
+        lines.append(
+            f"| {env_id} | {found['rows']:,} | {len(returns):,} | {found['policies']} | {returns.mean():,.1f} ± "
+            f"{returns.std():,.1f} | {scores.mean():.1f} ± {scores.std():.1f} | {PAPER_BC[robot][quality]} | "
+            f"`{found['sha256'][:12]}` |"
+        )
+    return INTRODUCTION + "\n" + "\n".join(lines) + "\n"
+
+
+def main(args: Args) -> None:
+    """Print or write the page."""
+    text = page()
+    if args.out is None:
+        print(text)
+        return
+    part = args.out.with_name(args.out.name + ".part")
+    part.write_text(text)
+    os.replace(part, args.out)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
