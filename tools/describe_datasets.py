@@ -28,10 +28,10 @@ PAPER_BC = {
 }
 INTRODUCTION = """# Local datasets
 
-The fifteen locomotion datasets, as `python tools/collect.py --env-id ...` makes them by default; this page is the output
-of `bash benchmark.sh datasets`. Returns and scores are those of the whole episodes in a file, mean ± standard deviation
-over episodes (the last episode of each policy's rows is cut to fit, and left out). Scores are on D4RL's scale, 0 a random
-and 100 an expert policy, but this is **not** D4RL's data: the policies are small, were trained for a short time, and
+The fifteen locomotion datasets, as `python tools/collect.py --env-id ...` makes them by default; `bash benchmark.sh
+datasets` writes this page. Returns and scores are those of the whole episodes in a file, mean ± standard deviation over
+episodes (the last episode of each policy's rows is cut to fit, and left out). Scores are on D4RL's scale: 0 is a random
+policy, 100 an expert. But this is **not** D4RL's data: the policies are small, were trained for a short time, and
 `expert` is the best one reached, so every level lies elsewhere than D4RL's of the same name.
 
 The column *cloning D4RL's* is the nearest published number that can be given for D4RL's own dataset of that name: what
