@@ -26,7 +26,7 @@ does; [O]: our choice.
  8 The actor's cosine ends with the run, after iterations / policy_delay actor steps [O]; the authors' after 500,000,
    however long the run. They agree at the paper's 1,000,000 iterations. set_actor_rate
  9 Gym states are normalised by mean and std + std_offset [A], taken in float64 [O]. AntMaze's are not, and its reward
-   becomes 0 at the goal, -1 elsewhere [A]. replay_table
+   becomes 0 at the goal, -1 elsewhere [A]. Else rewards are the file's [A], unless --normalize-rewards. replay_table
 10 Every seed has a random stream of its own, and so has evaluation: neither the seeds beside it nor how often one
    evaluates changes what is drawn. [O] In the authors' code all share one. random_seeds
 11 nu = inf means cloning only: coefficient 0 on Q, 1 on the square. [O] A seed whose critic or V is not finite, or
@@ -91,6 +91,7 @@ class Args:
     normalize_states: bool | None = None  # states to mean 0, standard deviation 1 (Appendix C.1). True; AntMaze False
     std_offset: float = 1e-3  # > 0, added to that standard deviation before dividing by it (authors' code)
     antmaze_reward: bool | None = None  # reward 1 becomes 0, any other -1 (Appendix C.1). False; AntMaze True
+    normalize_rewards: bool = False  # times 1000 / (best - worst return in the data), as the published IQL, XQL, SQL do
     eval_every: int | None = None  # iterations between evaluations, 1 or more; the last counts. 20,000; AntMaze 50,000
     eval_episodes: int | None = None  # episodes per seed and evaluation, 1 or more (Appendix C.1). 10; AntMaze 100
     log_every: int = 1_000  # iterations between rows of metrics.csv, 1 or more; the last counts
@@ -292,6 +293,16 @@ def load_transitions(path: Path, state_dim: int, action_dim: int, time_limit: in
     return {key: data[key][keep].astype(np.float32) for key in columns} | {"terminals": terminals[keep]}
 
 
+def return_range(r: np.ndarray, data: dict[str, np.ndarray]) -> float:
+    """The best minus the worst return of a trajectory: rows to a terminal one, or to one whose s' is not the next s.
+    Raises SystemExit where all are the same."""
+    ends = np.append((data["observations"][1:] != data["next_observations"][:-1]).any(1), True) | data["terminals"]
+    returns = np.diff(np.cumsum(r, dtype=np.float64)[ends], prepend=0)
+    if returns.max() == returns.min():
+        raise SystemExit("error: --normalize-rewards, but all trajectories have the same return; leave the flag out")
+    return returns.max() - returns.min()
+
+
 def replay_table(data: dict[str, np.ndarray], args: Args) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """All transitions as one tensor [n, columns] on the device, a row being s | a | r | 1 - terminal | s', with states
     normalised by the mean and scale [state_dim] that are returned with it."""
@@ -300,6 +311,7 @@ def replay_table(data: dict[str, np.ndarray], args: Args) -> tuple[Tensor, np.nd
     if args.normalize_states:
         mean, scale = s.mean(0, dtype=np.float64), s.std(0, dtype=np.float64) + args.std_offset
     r = np.where(r == 1, 0.0, -1.0) if args.antmaze_reward else r
+    r = r * (1000 / return_range(r, data)) if args.normalize_rewards else r
     columns = (s - mean) / scale, data["actions"], r[:, None], ~data["terminals"][:, None], (s2 - mean) / scale
     table = torch.cat([torch.as_tensor(column, dtype=torch.get_default_dtype()) for column in columns], dim=1)
     return table.to(args.device), mean, scale

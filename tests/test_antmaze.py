@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -66,7 +67,8 @@ def d4rl_ant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
     package.__path__ = list(importlib.util.find_spec("d4rl").submodule_search_locations)
     engine.get_version = lambda: "2.0"
     registered = {}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         import gym.envs.registration
 
         patch.setitem(sys.modules, "d4rl", package)
@@ -228,7 +230,7 @@ def test_trajectories(d4rl_ant: Oracle, maze: str, where: str) -> None:
     ours.reset(seed=1)
     theirs.wrapped_env.set_target_goal(ours.goal)
     qpos = at((-1.4, -1.4) if where == "start" else ours.goal) + rng.uniform(-0.1, 0.1, 15)
-    qvel = rng.normal(size=14)
+    qvel = (1 if where == "start" else 10) * rng.normal(size=14)
     place(ours, qpos, qvel)
     place(theirs, qpos, qvel)
     ends, touched = [], 0
@@ -293,20 +295,24 @@ def test_reward_and_end(d4rl_ant: Oracle) -> None:
     assert seen == expected
 
 
-def test_a_fall_ends_nothing(d4rl_ant: Oracle) -> None:
-    """An ant on its back goes on, here and in d4rl."""
+@pytest.mark.parametrize(("height", "upside_down"), [(0.1, False), (0.3, True), (0.3, False), (1.5, True)])
+def test_a_fall_ends_nothing(d4rl_ant: Oracle, height: float, upside_down: bool) -> None:
+    """An ant on its back, lower than the 0.2 m or higher than the 1 m of Gym's Ant, goes on, here and in d4rl."""
     ours, theirs = AntMazeEnv("umaze"), d4rl_ant.make(d4rl_ant.maps()["U_MAZE_TEST"])
-    qpos = at((0, 0), 0.5)
-    qpos[3:7] = 0, 1, 0, 0
+    qpos, rotation, outside = at((0, 0), height), np.empty(9), 0
+    qpos[3:7] = (0, 1, 0, 0) if upside_down else (1, 0, 0, 0)
     for env in (ours, theirs):
         env.reset()
         place(env, qpos, np.zeros(14))
-        for _ in range(50):
-            _, reward, done, *_ = env.step(np.zeros(8, np.float32))
+        for _ in range(30):
+            state, reward, done, *_ = env.step(np.zeros(8, np.float32))
             assert reward == 0 and done is False
-        rotation = np.empty(9)
-        mujoco.mju_quat2Mat(rotation, env.data.qpos[3:7])
-        assert rotation[8] < 0, "still on its back"
+            outside += not 0.2 <= state[2] <= 1
+        mujoco.mju_quat2Mat(rotation, state[3:7])
+        if height == 0.3:  # it lies or stands, for good
+            assert (rotation[8] < 0) == upside_down and not outside
+        else:
+            assert outside
 
 
 def test_time_limit() -> None:
@@ -727,8 +733,8 @@ Rows = dict[str, np.ndarray]
 @pytest.fixture(scope="module")
 def recorded() -> Rows:
     """400 float32 rows of umaze with the state before and behind each action; after row 149 comes a reset at a time
-    limit, after row 299 one without a mark, to another place."""
-    env, rng, rows = AntMazeEnv("umaze", random_start=True), np.random.default_rng(13), []
+    limit, to a place close by, after row 299 one without a mark, to a far one."""
+    env, rng, rows = AntMazeEnv("umaze"), np.random.default_rng(13), []
     state, _ = env.reset(seed=14)
     action = rng.normal(size=8)
     for i in range(400):
@@ -737,8 +743,8 @@ def recorded() -> Rows:
         rows.append((state, action, i == 149, behind))
         state = behind
         if i in (149, 299):
-            while np.linalg.norm(state[:2] - behind[:2]) < 2:
-                state = env.reset()[0]
+            place(env, at(behind[:2] + 0.2 if i == 149 else (8, 4)), np.zeros(14))
+            state = env._observation()
     states, actions, timeouts, behind = map(np.array, zip(*rows))
     return {"states": states.astype(np.float32), "actions": actions, "timeouts": timeouts,
             "behind": behind.astype(np.float32)}  # fmt: skip
@@ -784,7 +790,22 @@ def test_replay(write: Callable[..., Path], capsys: pytest.CaptureFixture, infos
     assert f"states recorded {'behind' if infos == 'behind' else 'before'} the action" in lines[0]
     assert "400 rows" in lines[0] and "1 at a time limit" in lines[0] and lines[1].startswith("1 resets without a mark")
     assert "over 397 rows of umaze" in "\n".join(lines)
-    assert lines[-1].startswith("Only a file that D4RL made checks this simulator against D4RL's")
+    assert lines[-1].startswith("Only a file that D4RL made checks this simulator against D4RL's; any other shows that")
+
+
+def test_replay_errors() -> None:
+    """An error is the largest of a row, of qpos and of qvel; a quaternion's sign is none, and the input is kept."""
+    recorded = np.random.default_rng(15).normal(size=(101, 29))
+    qpos, qvel = np.arange(101) / 100, np.arange(101) / 10
+    predicted = recorded.copy()
+    predicted[:, 7] += qpos
+    predicted[:, 8] += 0.5 * qpos
+    predicted[:, 28] -= qvel
+    predicted[::2, 3:7] *= -1
+    kept = predicted.copy()
+    result = replay_antmaze.errors(predicted, recorded)
+    np.testing.assert_allclose(result, [[0.5, 0.9, 0.99, 1], [5, 9, 9.9, 10]])
+    np.testing.assert_array_equal(predicted, kept)
 
 
 def test_replay_command_line(write: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
@@ -830,7 +851,7 @@ def test_replay_detects_other_physics(
 
     monkeypatch.setattr(antmaze, "AntMazeEnv", Other)
     quantiles = replay(path, maze="large" if physics == "maze" else None)[ours][0]
-    if physics == "maze":  # other walls are felt at a few places only
+    if physics == "maze":  # large has no wall where the first rows are, and one where the last are
         assert quantiles[0] < 1e-5 and quantiles[3] > 1e-2
     else:
         assert quantiles[0] > 1e-3

@@ -302,6 +302,23 @@ def test_table_antmaze_reward() -> None:
     assert table[:, 3].tolist() == [0, -1, -1, -1, -1]
 
 
+def test_table_normalized_rewards() -> None:
+    """Three trajectories: [1, 2] to a terminal, [3, 4] to a gap (s' is not the next s), [-1] to the end. Returns 3, 7
+    and -1, so the factor is 1000 / (7 - -1) = 125; without the flag nothing is scaled; equal returns are refused."""
+    states = np.array([[0.0], [1], [5], [6], [9]], np.float32)
+    rows = {"observations": states, "next_observations": np.array([[1.0], [5], [6], [7], [10]], np.float32)}
+    rows |= {"actions": np.zeros((5, 1), np.float32), "terminals": np.array([False, True, False, False, False])}
+    rows["rewards"] = np.array([1, 2, 3, 4, -1], np.float32)
+    args = dict(normalize_states=False, antmaze_reward=False, device="cpu")
+    scaled, _, _ = dmg_iql.replay_table(rows, dmg_iql.Args(normalize_rewards=True, **args))
+    assert scaled[:, 2].tolist() == [125, 250, 375, 500, -125]
+    assert dmg_iql.replay_table(rows, dmg_iql.Args(**args))[0][:, 2].tolist() == [1, 2, 3, 4, -1]
+    maze = dmg_iql.Args(**args | {"antmaze_reward": True, "normalize_rewards": True})  # 0 -1 | -1 -1 | -1
+    assert dmg_iql.replay_table(rows, maze)[0][:, 2].tolist() == [0, -1000, -1000, -1000, -1000]
+    with pytest.raises(SystemExit, match="^error: --normalize-rewards.*leave"):
+        dmg_iql.replay_table(rows | {"rewards": np.zeros(5)}, dmg_iql.Args(normalize_rewards=True, **args))
+
+
 # ---- bad data --------------------------------------------------------------------------------------------------------
 HOPPER = (11, 3, 1000)  # state and action dimensions, time limit
 HTML = b"<!DOCTYPE html><html><body>Log in to this network first</body></html>" * 20

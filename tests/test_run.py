@@ -545,7 +545,7 @@ def test_every_training_flag_names_another_folder() -> None:
     changes = dict(lam=0.5, nu=0.2, expectile=0.8, temperature=2.0, weight_clip=2.0, gamma=0.9, polyak=0.01,
                    learning_rate=1e-3, batch_size=8, hidden_dim=8, policy_noise=0.1, noise_clip=0.1)  # fmt: skip
     changes |= dict(policy_delay=3, iterations=7, eval_every=3, eval_episodes=3)
-    changes |= dict(normalize_states=False, antmaze_reward=True, std_offset=0.01)
+    changes |= dict(normalize_states=False, antmaze_reward=True, normalize_rewards=True, std_offset=0.01)
     elsewhere = "env_id exp_name run_dir dataset_path seed num_seeds log_every save_every resume overwrite device"
     elsewhere = {*elsewhere.split(), "cudagraphs", "threads", "eval_workers"}
     assert set(changes) | elsewhere == {f.name for f in fields(dmg_iql.Args)}
@@ -1052,7 +1052,8 @@ def test_bounds(job: Job, flag: str) -> None:
 EXTREMES = [dict(lam=0.0, gamma=0.0, temperature=0.0), dict(lam=1.0, nu=0.0, policy_noise=0.0, noise_clip=0.0),
             dict(nu=math.inf, weight_clip=math.inf), dict(batch_size=1, hidden_dim=1, policy_delay=1, polyak=1.0),
             dict(policy_delay=100, log_every=1, save_every=100, eval_every=100, eval_episodes=1, iterations=1),
-            dict(temperature=1e30), dict(normalize_states=False, antmaze_reward=True)]  # fmt: skip
+            dict(temperature=1e30), dict(normalize_states=False, antmaze_reward=True),
+            dict(normalize_rewards=True)]  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", EXTREMES, ids=str)
