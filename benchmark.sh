@@ -85,7 +85,12 @@ test)
     shift
     ruff format --check .
     ruff check .
-    OMP_NUM_THREADS=1 python -m pytest -q "$@"
+    export OMP_NUM_THREADS=1
+    python -m pytest -q "$@"
+    if [ $# -eq 0 ]; then  # the tests of whole jobs and of the update once more for each of the other scripts
+        DMG_SCRIPT=dmg_xql python -m pytest -q tests/test_run.py tests/test_update.py
+        DMG_SCRIPT=dmg_sql python -m pytest -q tests/test_run.py tests/test_update.py
+    fi
     ;;
 *) usage ;;
 esac

@@ -1,5 +1,10 @@
-"""What the tests share: the repository on the import path, one CPU thread, and a small dataset."""
+"""What the tests share: the repository on the import path, one CPU thread, and a small dataset.
 
+With DMG_SCRIPT=dmg_xql or dmg_sql in the environment, the tests written for dmg_iql run on that script instead: `import
+dmg_iql` gives it. `bash benchmark.sh test` does that for those of whole jobs and of the update.
+"""
+
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +20,20 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+SCRIPT = os.environ.get("DMG_SCRIPT", "dmg_iql")
+if SCRIPT != "dmg_iql":
+    sys.modules["dmg_iql"] = importlib.import_module(SCRIPT)
+PRESET = {  # of the flags of the script's own in-sample maximum, on hopper-medium
+    "dmg_iql": {"expectile": 0.7},
+    "dmg_xql": {"beta": 5.0, "gumbel_clip": 7.0},
+    "dmg_sql": {"alpha": 2.0, "sparse_weights": False},
+}[SCRIPT]
+OTHER = {  # other values of theirs
+    "dmg_iql": {"expectile": 0.9},
+    "dmg_xql": {"beta": 0.5, "gumbel_clip": 1.0},
+    "dmg_sql": {"alpha": 0.1, "sparse_weights": True},
+}[SCRIPT]
 
 
 @pytest.fixture

@@ -496,7 +496,7 @@ def test_command_with_bad_file(tmp_path: Path, make: Callable[[Path], object] | 
     path = tmp_path / "bad.hdf5"
     if make:
         make(path)
-    command = [sys.executable, str(ROOT / "dmg_iql.py"), "--env-id", "hopper-medium-local", "--device", "cpu"]
+    command = [sys.executable, dmg_iql.__file__, "--env-id", "hopper-medium-local", "--device", "cpu"]
     command += ["--dataset-path", str(path), "--run-dir", str(tmp_path / "runs")]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True

@@ -1,4 +1,5 @@
-"""Whole jobs of dmg_iql.py: run folder, logs, checkpoints, kills, bad flags, several seeds, evaluation, CUDA graphs."""
+"""Whole jobs of dmg_iql.py (or of another script, see conftest.py): run folder, logs, checkpoints, kills, bad flags,
+several seeds, evaluation, CUDA graphs."""
 
 import contextlib
 import csv
@@ -26,6 +27,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import OTHER, PRESET, SCRIPT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
@@ -333,7 +335,7 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 
 def script(*flags: str, cwd: Path) -> subprocess.Popen:
     """`python dmg_iql.py ...`, with no launcher between."""
-    words = [sys.executable, str(ROOT / "dmg_iql.py"), *flags]
+    words = [sys.executable, dmg_iql.__file__, *flags]
     return subprocess.Popen(words, stdout=-1, stderr=-1, text=True, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
@@ -377,7 +379,7 @@ def test_config_json(whole: Whole, dataset: Path) -> None:
     """config.json, also printed first, has every flag with its resolved value, the versions and the data's hash."""
     config = json.loads((whole.folder / "config.json").read_text())
     assert {f.name for f in fields(dmg_iql.Args)} <= set(config)
-    for key, value in dict(nu=0.1, expectile=0.7, temperature=3.0, weight_clip=3.0, normalize_states=True).items():
+    for key, value in (PRESET | dict(nu=0.1, temperature=3.0, weight_clip=3.0, normalize_states=True)).items():
         assert config[key] == value, f"{key}: the preset"
     for key, value in dict(lam=0.5, seed=3, num_seeds=2, iterations=50, eval_every=20, device="cpu").items():
         assert config[key] == value, f"{key}: given"
@@ -532,17 +534,17 @@ def test_default_exp_name_lists_changed_flags(job: Job) -> None:
     env_id, exp_name, seeds = folder.name.split("__")
     assert (env_id, seeds) == (ENV_ID, "s7-7")
     words = exp_name.split("-")
-    assert words[0] == "dmg_iql"
+    assert words[0] == SCRIPT
     assert {re.sub(r"[\d.]+$|inf$", "", word) for word in words[1:]} == {
         "lam", "nu", "hiddendim", "batchsize", "iterations", "evalevery", "evalepisodes"
     }  # fmt: skip
     assert re.search(r"-lam0(\.0)?-nuinf-", exp_name)
-    assert dmg_iql.resolve(dmg_iql.Args(env_id=ENV_ID)).exp_name == "dmg_iql"
+    assert dmg_iql.resolve(dmg_iql.Args(env_id=ENV_ID)).exp_name == SCRIPT
 
 
 def test_every_training_flag_names_another_folder() -> None:
     """Whichever training flag is changed, the job gets a folder of its own."""
-    changes = dict(lam=0.5, nu=0.2, expectile=0.8, temperature=2.0, weight_clip=2.0, gamma=0.9, polyak=0.01,
+    changes = dict(OTHER, lam=0.5, nu=0.2, temperature=2.0, weight_clip=2.0, gamma=0.9, polyak=0.01,
                    learning_rate=1e-3, batch_size=8, hidden_dim=8, policy_noise=0.1, noise_clip=0.1)  # fmt: skip
     changes |= dict(policy_delay=3, iterations=7, eval_every=3, eval_episodes=3)
     changes |= dict(normalize_states=False, antmaze_reward=True, normalize_rewards=True, std_offset=0.01)
@@ -550,7 +552,7 @@ def test_every_training_flag_names_another_folder() -> None:
     elsewhere = {*elsewhere.split(), "cudagraphs", "threads", "eval_workers"}
     assert set(changes) | elsewhere == {f.name for f in fields(dmg_iql.Args)}
     names = {dmg_iql.resolve(dmg_iql.Args(env_id=ENV_ID, **{key: value})).exp_name for key, value in changes.items()}
-    assert len(names) == len(changes) and "dmg_iql" not in names
+    assert len(names) == len(changes) and SCRIPT not in names
 
 
 # ---- 3. folders that exist -------------------------------------------------------------------------------------------
@@ -944,9 +946,14 @@ def check_refusal(finished: Finished, run_dir: Path, *words: str) -> None:
     assert not run_dir.exists() or run_dir.is_file()
 
 
-BAD_FLAGS = """lam 1.5|lam nan|lam -0.1|nu -1|nu nan|expectile 0|expectile 1|num-seeds 0|iterations 0|gamma 1|gamma nan|
-polyak 0|polyak 1.01|batch-size 0|learning-rate 0|learning-rate nan|device tpu|seed -1|eval-every 0|policy-noise -1|
-temperature inf|dataset-path /none/none.hdf5""".replace("\n", "").split("|")
+OWN_BAD_FLAGS = {
+    "dmg_iql": "expectile 0|expectile 1",
+    "dmg_xql": "beta 0|gumbel-clip 0",
+    "dmg_sql": "alpha 0|alpha nan",
+}
+BAD_FLAGS = f"""lam 1.5|lam nan|lam -0.1|nu -1|nu nan|{OWN_BAD_FLAGS[SCRIPT]}|num-seeds 0|iterations 0|gamma 1|
+gamma nan|polyak 0|polyak 1.01|batch-size 0|learning-rate 0|learning-rate nan|device tpu|seed -1|eval-every 0|
+policy-noise -1|temperature inf|dataset-path /none/none.hdf5""".replace("\n", "").split("|")
 
 
 @pytest.mark.parametrize("flag", BAD_FLAGS)
@@ -1013,6 +1020,9 @@ BOUNDS: dict[str, tuple[list, list]] = {  # values to be accepted, values to be 
     "gamma": ([0, 0.99, 1 - 1e-9], [-TINY, 1, 2, NAN]),
     "polyak": ([TINY, 0.005, 1], [0, -1, 1 + 1e-9, NAN]),
     "expectile": ([TINY, 0.7, 1 - 1e-9], [0, 1, -1, 2, NAN]),
+    "beta": ([TINY, 5, 1e300], [0, -1, INF, NAN]),
+    "gumbel_clip": ([TINY, 7, INF], [0, -1e-9, NAN]),
+    "alpha": ([TINY, 2, 1e300], [0, -1, INF, NAN]),
     "learning_rate": ([TINY, 3e-4], [0, -1e-9, NAN]),
     "weight_clip": ([TINY, 3, INF], [0, -1e-9, NAN]),
     "nu": ([0, 0.1, 10, INF], [-TINY, -1, -INF, NAN]),
@@ -1026,6 +1036,7 @@ BOUNDS: dict[str, tuple[list, list]] = {  # values to be accepted, values to be 
     "device": (["auto", "cpu"], ["tpu", "", "CPU", "cuda:0"]),
 } | dict.fromkeys("num_seeds batch_size hidden_dim policy_delay iterations".split(), COUNT)
 BOUNDS |= dict.fromkeys("eval_every eval_episodes log_every save_every".split(), COUNT)
+BOUNDS = {flag: values for flag, values in BOUNDS.items() if flag in {f.name for f in fields(dmg_iql.Args)}}
 
 
 def test_every_number_is_checked() -> None:
