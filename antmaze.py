@@ -104,9 +104,13 @@ class AntMazeEnv(MujocoEnv):
         random_start: start anywhere in a free cell that is no goal's, as D4RL did to collect its diverse data. kwargs:
         MujocoEnv's render_mode, width, height, camera_name, default_camera_config, ... Raises ValueError for a map
         that is none and ModuleNotFoundError without the d4rl package."""
-        rows = MAZES.get(maze) if isinstance(maze, str) else list(maze)
+        rows = MAZES.get(maze) if isinstance(maze, str) else maze
+        if not (
+            isinstance(rows, Sequence) and all(isinstance(row, str) for row in rows) and len({*map(len, rows)}) == 1
+        ):
+            rows = ()
         cells = {symbol: [] for symbol in "# SG"}
-        for i, row in enumerate(rows or ()):
+        for i, row in enumerate(rows):
             for j, symbol in enumerate(row):
                 cells.setdefault(symbol, []).append((j * CELL, i * CELL))
         if set(cells) != set("# SG") or len(cells["S"]) != 1 or not cells["G"]:
@@ -118,7 +122,7 @@ class AntMazeEnv(MujocoEnv):
         self.random_start = random_start
         self.goal = self.goals[0]
         corners = np.array([self.walls.min(0), self.walls.max(0)]) if len(self.walls) else np.zeros((2, 2))
-        above = {"lookat": np.array([*corners.mean(0), 0]), "distance": 1.3 * (np.ptp(corners, 0).max() + CELL)}
+        above = {"lookat": np.array([*corners.mean(0), 0]), "distance": 1.35 * (np.ptp(corners, 0).max() + CELL)}
         kwargs.setdefault("default_camera_config", above | {"azimuth": 90.0, "elevation": -90.0})  # x right, y up
         space = gym.spaces.Box(-np.inf, np.inf, (29,), np.float64)
         super().__init__(str(ant_xml()), 5, space, **kwargs)

@@ -9,10 +9,13 @@ capsules weigh what MuJoCo before 2.1.2 computed for them, as when D4RL's data w
 nothing changes, and gives the errors a scale.
 
 Only a file of D4RL's own tells anything about D4RL's simulator. One that was made with antmaze.py (all that the tests
-have) shows that the replay works.
+have) shows that the replay works, and, replayed under another release of MuJoCo, what that changes:
+
+    python tools/replay_antmaze.py umaze.hdf5 --record 3000   # makes the file first, by random actions
 """
 
 import json
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import antmaze
 
 NAMES = {"umaze": r"u-?maze", "medium": r"big-maze|medium", "large": r"hardest-maze|large"}  # in D4RL's file names
+WIDTHS = {"observations": 29, "actions": 8, "timeouts": 1, "infos/qpos": 15, "infos/qvel": 14}  # numbers in a row
 
 
 @dataclass
@@ -40,7 +44,35 @@ class Args:
     rows: int = 5_000
     """rows to replay, 1 or more, drawn at random from those that can be"""
     seed: int = 0
-    """seed of that draw, 0 or more"""
+    """seed of that draw and of what --record does, 0 or more"""
+    record: int = 0
+    """make the file first: this many steps of smooth random actions in antmaze.py, in D4RL's layout; 0: it is there"""
+
+
+def record(path: Path, maze: str, steps: int, seed: int) -> None:
+    """Write `steps` rows in D4RL's layout: observation before the action, qpos and qvel behind it. Raises SystemExit
+    where the file is already there."""
+    if path.exists():
+        raise SystemExit(f"error: {path} is already there; leave out --record to replay it, or give another name")
+    env, rng = antmaze.AntMazeEnv(maze), np.random.default_rng(seed)
+    rows: dict[str, list] = {key: [] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
+    rows |= {"infos/goal": [], "infos/qpos": [], "infos/qvel": []}
+    state, _ = env.reset(seed=seed)
+    action = np.zeros(8)
+    for step in range(1, steps + 1):
+        action = np.clip(0.7 * action + 0.5 * rng.normal(size=8), -1, 1).astype(np.float32)
+        after, reward, terminated, _, info = env.step(action)
+        ended = not terminated and step % 700 == 0
+        columns = (state, action, reward, terminated, ended, info["goal"], env.data.qpos.copy(), env.data.qvel.copy())
+        for key, value in zip(rows, columns):
+            rows[key].append(value)
+        state = env.reset()[0] if terminated or ended else after
+    part = path.with_name(path.name + ".part")
+    with h5py.File(part, "w") as file:
+        for key, values in rows.items():
+            file[key] = np.asarray(values, dtype=bool if key in ("terminals", "timeouts") else np.float32)
+        file.attrs["made_by"] = f"tools/replay_antmaze.py --record, MuJoCo {mujoco.__version__}"
+    os.replace(part, path)
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
@@ -49,19 +81,24 @@ def load(path: Path) -> dict[str, np.ndarray]:
     SystemExit for a file that cannot be read or lacks something."""
     try:
         with h5py.File(path) as file:
-            data = {key: file[key][:] for key in ("observations", "actions", "timeouts") if key in file}
-            infos = [file[key][:] for key in ("infos/qpos", "infos/qvel") if key in file]
+            data = {key: file[key][:] for key in WIDTHS if key in file}
             made = {key: str(value) for key, value in file.attrs.items()}
     except Exception as error:
         raise SystemExit(f"error: {path} is not a whole HDF5 file ({error}); get or make it again") from None
     if missing := [key for key in ("observations", "actions") if key not in data]:
         raise SystemExit(f"error: {path} has no {', '.join(missing)}; give a D4RL AntMaze file")
-    observations, actions = data["observations"], data["actions"]
+    observations, actions, n = data["observations"], data["actions"], len(data["observations"])
+    kinds = {"timeouts": "fiub"}
+    whole = all(
+        len(value) == n and value.size == n * WIDTHS[key] and value.dtype.kind in kinds.get(key, "fiu")
+        for key, value in data.items()
+    )
+    if not whole or n < 2:
+        found = ", ".join(f"{key} {value.dtype} {value.shape}" for key, value in data.items())
+        wanted = ", ".join(f"{key} (n, {width})" for key, width in WIDTHS.items())
+        raise SystemExit(f"error: {path}: {found}; numbers of {wanted} and n > 1 are needed: an AntMaze file")
+    infos = [data[key] for key in ("infos/qpos", "infos/qvel") if key in data]
     states = np.concatenate(infos, axis=1) if len(infos) == 2 else observations
-    n = len(observations)
-    if observations.shape != (n, 29) or states.shape != (n, 29) or actions.shape != (n, 8) or n < 2:
-        shapes = f"observations {observations.shape}, states {states.shape}, actions {actions.shape}"
-        raise SystemExit(f"error: {path}: {shapes}; (n, 29), (n, 29), (n, 8) and n > 1 are needed: an AntMaze file")
     # D4RL's collection code stores the state behind the action beside the observation before it.
     late = (np.abs(states[:-1] - observations[1:]) < 1e-4).all(1).mean() > 0.5 and states is not observations
     before, after, actions = states[:-1], states[1:], actions[1:] if late else actions[:-1]
@@ -116,14 +153,16 @@ def errors(predicted: np.ndarray, recorded: np.ndarray) -> list[np.ndarray]:
 
 def main(args: Args) -> dict[str, list[np.ndarray]]:
     """Replay, print the table, and return it. Raises SystemExit for a bad flag or file."""
-    if args.rows < 1 or args.seed < 0:
-        raise SystemExit("error: --rows has to be 1 or more and --seed 0 or more")
+    if args.rows < 1 or args.seed < 0 or args.record < 0 or args.record == 1:
+        raise SystemExit("error: --rows has to be 1 or more, --seed 0 or more, --record 0 or 2 or more")
     named = [maze for maze, pattern in NAMES.items() if re.search(pattern, args.path.name)]
     maze = args.maze or (named[0] if named else None)
     if maze not in antmaze.MAZES:
         raise SystemExit(
             f"error: which maze? {args.path.name} does not say; --maze has to be {', '.join(antmaze.MAZES)}"
         )
+    if args.record:
+        record(args.path, maze, args.record, args.seed)
     data = load(args.path)
     size = len(data["before"])
     rows = np.sort(np.random.default_rng(args.seed).choice(size, min(args.rows, size), replace=False))
