@@ -770,7 +770,7 @@ def write(recorded: Rows, tmp_path: Path) -> Callable[..., Path]:
 
 
 def replay(path: Path, **flags: object) -> dict[str, list[np.ndarray]]:
-    """What the tool returns: for each of its three lines quantiles (50, 90, 99, 100 %) for qpos and for qvel."""
+    """What the tool returns: for each of its lines quantiles (50, 90, 99, 100 %) for qpos and for qvel."""
     return replay_antmaze.main(replay_antmaze.Args(path, **flags))
 
 
@@ -780,9 +780,10 @@ def test_replay(write: Callable[..., Path], capsys: pytest.CaptureFixture, infos
     the last line says what such a file does not show."""
     table = replay(write(infos))
     lines = capsys.readouterr().out.strip().splitlines()
-    still, ours, old = table.values()
+    still, ours, stock, old = table.values()
     assert list(table) == ["standing still", f"antmaze.py, MuJoCo {mujoco.__version__}",
-                           "the same, capsules as before 2.1.2"]  # fmt: skip
+                           "the same, margins as in ant.xml", "the same, capsules as before 2.1.2"]  # fmt: skip
+    assert 0.001 < stock[0][0] < 0.1 * still[0][0]
     assert ours[0][1] < 1e-6 and ours[0][3] < 1e-5 and ours[1][1] < 1e-5 and ours[1][3] < 2e-4, ours
     assert still[0][0] > 1e4 * ours[0][0] and still[1][0] > 1e4 * ours[1][0] and still[0][0] > 0.05
     assert old[0][0] > 30 * ours[0][0] and old[1][0] > 30 * ours[1][0] and old[0][0] < 0.1 * still[0][0]

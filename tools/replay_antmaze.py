@@ -4,9 +4,10 @@
 
 Every replayed row starts from the recorded qpos and qvel, takes the recorded action, and is compared with the state
 that was recorded next: no error adds up over steps. The states of a file are float32, which alone gives errors of about
-1e-6, more where a foot is about to touch the ground or a wall. Two ants are replayed: antmaze.py's, and one whose
-capsules weigh what MuJoCo before 2.1.2 computed for them, as when D4RL's data was made. "standing still" predicts that
-nothing changes, and gives the errors a scale.
+1e-6, more where a foot is about to touch the ground or a wall. Three ants are replayed: antmaze.py's; the same without
+its halved margins, which is what D4RL's own code gives on MuJoCo 3.5 and later; and antmaze.py's with capsules that
+weigh what MuJoCo before 2.1.2 computed for them, as when D4RL's data was made. "standing still" predicts that nothing
+changes, and gives the errors a scale.
 
 Only a file of D4RL's own tells anything about D4RL's simulator. One that was made with antmaze.py (all that the tests
 have) shows that the replay works, and, replayed under another release of MuJoCo, what that changes:
@@ -167,10 +168,12 @@ def main(args: Args) -> dict[str, list[np.ndarray]]:
     size = len(data["before"])
     rows = np.sort(np.random.default_rng(args.seed).choice(size, min(args.rows, size), replace=False))
     before, after, actions = (data[key][rows] for key in ("before", "after", "actions"))
-    today, old = antmaze.AntMazeEnv(maze), antmaze.AntMazeEnv(maze)
+    today, stock, old = (antmaze.AntMazeEnv(maze) for _ in range(3))
+    stock.model.geom_margin[:] = 0.01  # as in ant.xml
     cylinder_capsules(old.model)
     table = {"standing still": errors(before, after)}
     table[f"antmaze.py, MuJoCo {mujoco.__version__}"] = errors(replay(today, before, actions), after)
+    table["the same, margins as in ant.xml"] = errors(replay(stock, before, actions), after)
     table["the same, capsules as before 2.1.2"] = errors(replay(old, before, actions), after)
     print(f"largest error of a row over {len(rows):,} rows of {maze}, in m, rad and per second:")
     print(f"{'':36}" + "".join(f"{name:>10}" for name in 2 * ("median", "90 %", "99 %", "max")))
