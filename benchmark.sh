@@ -86,11 +86,21 @@ test)
     ruff format --check .
     ruff check .
     export OMP_NUM_THREADS=1
-    python -m pytest -q "$@"
-    if [ $# -eq 0 ]; then  # the tests of whole jobs and of the update once more for each of the other scripts
-        DMG_SCRIPT=dmg_xql python -m pytest -q tests/test_run.py tests/test_update.py
-        DMG_SCRIPT=dmg_sql python -m pytest -q tests/test_run.py tests/test_update.py
+    if [ $# -gt 0 ]; then
+        python -m pytest -q "$@"
+        exit
     fi
+    # Beside all tests, those of whole jobs and of the update run once more for each of the other scripts.
+    log=$(mktemp) status=0
+    (for script in dmg_xql dmg_sql; do
+        echo "as $script.py:"
+        DMG_SCRIPT=$script python -m pytest -q tests/test_run.py tests/test_update.py
+    done) >"$log" 2>&1 &
+    python -m pytest -q || status=$?
+    wait $! || status=$?
+    cat "$log"
+    rm "$log"
+    exit "$status"
     ;;
 *) usage ;;
 esac

@@ -764,12 +764,12 @@ def train(args: Args) -> int:
             file.seek(size)
             file.write("" if size else header + "\r\n")
         transitions = (folder / "transitions.bin").open("a+b")  # every online transition, in order
-        steps, width = max(state["iteration"] - args.iterations, 0), args.num_seeds * table.shape[1]
+        steps, size = max(state["iteration"] - args.iterations, 0), table[0].nbytes * args.num_seeds
         transitions.seek(0)
-        seen = np.frombuffer(transitions.read(), table[:0].cpu().numpy().dtype)[: steps * width]
-        if len(seen) < steps * width:
+        seen = np.frombuffer(transitions.read(steps * size), table[:0].cpu().numpy().dtype)
+        if seen.nbytes < steps * size:
             raise OSError(f"{transitions.name} has lost rows since the checkpoint")
-        transitions.truncate(seen.nbytes)
+        transitions.truncate(steps * size)
     except OSError as error:
         raise SystemExit(f"error: {folder}: {error}; --run-dir makes another, --overwrite starts again") from None
     slots = rows + args.buffer_size * torch.arange(args.num_seeds, device=args.device)  # each seed's first online row

@@ -257,7 +257,7 @@ def test_resume(tuning: Callable, iteration: int, buffer_size: int) -> None:
     killed_at(iteration, part)
     for name in ("episodes.csv", "transitions.bin"):  # rows past the checkpoint are cut off
         with (folder_of(part) / name).open("ab") as file:
-            file.write(b"1" * 1000)
+            file.write(b"1" * 1001)
     assert dmg_finetune.train(replace(part, resume=True)) == 0
     whole, resumed = folder_of(tuning(exp_name="whole")), folder_of(part)
     for name in ("eval.csv", "episodes.csv", "transitions.bin"):
