@@ -20,12 +20,7 @@ import collect
 
 import dmg_iql
 
-# Cloning D4RL's datasets (-v2), on the same scale: column BC of the DMG paper's Table 2.
-PAPER_BC = {
-    "halfcheetah": {"random": 2.6, "medium": 42.0, "medium-replay": 36.4, "medium-expert": 59.6, "expert": 92.9},
-    "hopper": {"random": 4.1, "medium": 56.2, "medium-replay": 21.8, "medium-expert": 51.7, "expert": 110.9},
-    "walker2d": {"random": 1.2, "medium": 71.0, "medium-replay": 24.9, "medium-expert": 101.2, "expert": 107.7},
-}
+PAPER = json.loads((Path(__file__).parent / "paper.json").read_text())["table2_offline"]
 INTRODUCTION = """# Local datasets
 
 The fifteen locomotion datasets, as `python tools/collect.py --env-id ...` makes them by default; `bash benchmark.sh
@@ -68,13 +63,13 @@ def page() -> str:
     columns = ("dataset", "rows", "episodes", "policies", "return", "score", "cloning D4RL's", "SHA-256")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for env_id in collect.LOCAL_IDS:
-        robot, quality = env_id.removesuffix("-local").split("-", 1)
+        d4rl = env_id.replace("-local", "-v2")
         found = describe(env_id)
         returns = found["returns"]
         scores = dmg_iql.normalized_score(env_id, returns)
         lines.append(
             f"| {env_id} | {found['rows']:,} | {len(returns):,} | {found['policies']} | {returns.mean():,.1f} ± "
-            f"{returns.std():,.1f} | {scores.mean():.1f} ± {scores.std():.1f} | {PAPER_BC[robot][quality]} | "
+            f"{returns.std():,.1f} | {scores.mean():.1f} ± {scores.std():.1f} | {PAPER[d4rl]['BC']} | "
             f"`{found['sha256'][:12]}` |"
         )
     return INTRODUCTION + "\n" + "\n".join(lines) + "\n"
