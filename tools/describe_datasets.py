@@ -31,7 +31,7 @@ policy, 100 an expert. But this is **not** D4RL's data: the policies are small, 
 
 The column *cloning D4RL's* is the nearest published number that can be given for D4RL's own dataset of that name: what
 cloning it scores, from the DMG paper's Table 2. The mean scores of D4RL's datasets themselves are printed neither there
-nor in the `d4rl` package, which defines the scale: 0 is a random policy's mean return and 100 an expert's.
+nor in the `d4rl` package, which has the ends of the scale only: a random and an expert policy's reference returns.
 """
 
 
@@ -72,7 +72,7 @@ def page() -> str:
             f"{returns.std():,.1f} | {scores.mean():.1f} ± {scores.std():.1f} | {PAPER[d4rl]['BC']} | "
             f"`{found['sha256'][:12]}` |"
         )
-    return INTRODUCTION + "\n" + "\n".join(lines) + "\n"
+    return (INTRODUCTION + "\n" + "\n".join(lines) + "\n").replace("| -0.0 ", "| 0.0 ")
 
 
 def main(args: Args) -> None:
