@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +67,8 @@ def play_vectorised(env_id: str, steps: int, number: int, mode: str) -> None:
 
 def play_in_pool(env_id: str, steps: int, cores: int) -> None:
     """The same in `cores` processes, one environment in each."""
-    with multiprocessing.get_context("spawn").Pool(cores) as pool:
-        pool.starmap(play, [(env_id, steps // cores)] * cores)
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(play, [env_id] * cores, [steps // cores] * cores))
 
 
 def measure(args: Args) -> None:

@@ -14,9 +14,9 @@ is thinner.)
 
 import functools
 import json
-import multiprocessing
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,13 +119,13 @@ def collect(env_id: str, size: int, seed: int, workers: int) -> tuple[dict[str, 
     names = parts(env_id)
     shares = np.diff(np.linspace(0, size, len(names) + 1).astype(int))
     episodes, returns = [], []
-    with multiprocessing.Pool(workers) as pool, tqdm(total=size, unit="row", desc=env_id) as bar:
+    with ProcessPoolExecutor(workers) as pool, tqdm(total=size, unit="row", desc=env_id) as bar:
         for part, (name, share) in enumerate(zip(names, shares)):
             rows, first = 0, 0
             while rows < share:
                 keys = [(env_id, name, seed, part, i) for i in range(first, first + 2 * workers)]
                 first += len(keys)
-                for episode in pool.imap(play, keys):  # in order, whoever plays them
+                for episode in pool.map(play, keys):  # in order, whoever plays them
                     length = len(episode["rewards"])
                     if length <= share - rows:
                         returns.append(episode["rewards"].sum(dtype=np.float64))
