@@ -260,9 +260,9 @@ def check_boards(folder: Path, seed: int) -> None:
 
 
 LAUNCHER = """
-import gc, json, os, runpy, signal, sys, traceback
+import gc, importlib, json, os, runpy, signal, sys, traceback
 sys.path.insert(0, sys.argv[1])
-import dmg_iql
+dmg_iql = importlib.import_module(sys.argv[2])
 dmg_iql.make_env("hopper-medium-local")  # all imports that a job does late
 dmg_iql.DMG(dmg_iql.resolve(dmg_iql.Args(device="cpu", hidden_dim=1)), 11, 3)
 gc.freeze()
@@ -305,7 +305,7 @@ class Launcher:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        words = [sys.executable, "-c", LAUNCHER, str(ROOT)]
+        words = [sys.executable, "-c", LAUNCHER, str(ROOT), SCRIPT]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(words, stdin=-1, stdout=-1, bufsize=0, cwd=folder, env=env)
 
@@ -1163,7 +1163,10 @@ def test_a_diverged_seed_is_marked_and_harms_no_other(job: Job, monkeypatch: pyt
         for param, well in zip(nets[name], others[name]):
             copies = len(param) // 3
             assert torch.equal(param[:copies], well[:copies]) and torch.equal(param[-copies:], well[-copies:])
-            assert param[copies : 2 * copies].isnan().any()
+            if (
+                name != "value" or SCRIPT == "dmg_iql"
+            ):  # the others' V step has a clamp, through which NaN does not come
+                assert param[copies : 2 * copies].isnan().any()
     status, out = run(replace(ill, resume=True))
     assert status == 3 and "diverged" in out
 
@@ -1463,7 +1466,7 @@ def test_import_has_no_side_effects(tmp_path: Path) -> None:
     work, home = tmp_path / "work", tmp_path / "home"
     work.mkdir(), home.mkdir()
     env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
-    words = [sys.executable, "-c", "import dmg_iql", "--nonsense", "--lam", "7"]
+    words = [sys.executable, "-c", f"import {SCRIPT}", "--nonsense", "--lam", "7"]
     done = subprocess.run(words, cwd=work, env=env, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(work.iterdir()) == list(home.iterdir()) == []
