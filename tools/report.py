@@ -110,7 +110,7 @@ def draw(runs: list[dict], path: Path) -> None:
 
 if __name__ == "__main__":
     arguments = tyro.cli(Args)
-    all_runs = sorted(map(read_run, arguments.runs), key=lambda run: run["config"]["env_id"])  # one dataset after another
+    all_runs = sorted(map(read_run, arguments.runs), key=lambda run: run["config"]["env_id"])  # datasets in turn
     print(table(all_runs))
     if arguments.figure:
         draw(all_runs, arguments.figure)
