@@ -191,9 +191,7 @@ def make_env(env_id: str) -> gym.Env:
 
         return gym.make(env_id)
     except ModuleNotFoundError as error:
-        raise SystemExit(
-            f"error: {env_id} needs this project's antmaze.py beside this script, and d4rl: {error}"
-        ) from None
+        raise SystemExit(f"error: {env_id} needs antmaze.py beside this script, and d4rl: {error}") from None
 
 
 def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
@@ -205,9 +203,7 @@ def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
 # ---- dataset and replay buffer ---------------------------------------------------------------------------------------
 MIRROR, REVISION = "imone/D4RL", "9ed58d8a76c12f4c1cb5db51fa71389e703d2ec5"  # a dataset on the Hugging Face hub
 SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl"  # D4RL's own
-SHA256 = {
-    "antmaze-umaze-v2": "5ef15257771c50ef4d23c7de001750e96c8bb5d9b6a5e4a821dcfb3065fbd130"
-}  # the one that is known
+SHA256 = {"antmaze-umaze-v2": "5ef15257771c50ef4d23c7de001750e96c8bb5d9b6a5e4a821dcfb3065fbd130"}  # the known one
 
 
 def digest(path: Path) -> str:
@@ -247,7 +243,8 @@ def find_dataset(env_id: str, dataset_path: Path | None = None) -> Path:
         raise SystemExit(f"error: {path} does not exist; {collect} makes data without a network")
     from huggingface_hub import hf_hub_download
 
-    for source in (MIRROR, server) if task != "antmaze-large-diverse" else (server,):  # the mirror lacks it
+    sources = (server,) if task == "antmaze-large-diverse" else (MIRROR, server)  # the mirror lacks that one
+    for source in sources:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as part:
@@ -260,9 +257,10 @@ def find_dataset(env_id: str, dataset_path: Path | None = None) -> Path:
             return path
         except Exception as error:  # each library raises kinds of its own; all of them mean: try the next source
             failures += f"\n  {source}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    mirror = f"Hugging Face's dataset {MIRROR} (revision {REVISION[:7]}) or\n" if MIRROR in sources else ""
     raise SystemExit(
-        f"error: no download of {path.name}:{failures}\nPut it at {path}, from Hugging Face's dataset {MIRROR} "
-        f"(revision {REVISION[:7]}) or\n{server}/{path.name}. Without a network: {collect}, then --env-id {local}-local"
+        f"error: no download of {path.name}:{failures}\nPut it at {path}, from {mirror}{server}/{path.name}. "
+        f"Without a network: {collect}, then --env-id {local}-local"
     )
 
 

@@ -697,6 +697,7 @@ def test_only_the_server_has_large_diverse(host: Host, folder: Path) -> None:
     name = MAZE.replace("u-maze", "hardest-maze").replace("False", "True")
     assert host.asked == [("GET", f"/ant_maze_v2/{name}")]
     assert f"{host.url}/ant_maze_v2/{name}" in str(error.value) and content_of(folder) == []
+    assert "Hugging Face" not in str(error.value)
     assert re.findall(r"^  (\S+): ", str(error.value), re.M) == [f"{host.url}/ant_maze_v2"]
 
 
