@@ -83,7 +83,7 @@ class Args:
     num_seeds: int = 1  # seeds trained side by side, 1 or more: seed ... seed + num_seeds - 1
     lam: float = 0.25  # λ in [0, 1], share of the policy's value in the Bellman target (Eq. 6, 16; Table 5)
     nu: float | None = None  # ν >= 0, pull towards good data actions (Eq. 14), inf: clone. 0.1; expert 10; AntMaze 0.5
-    alpha: float | None = None  # SQL's α > 0; as it falls to 0, V becomes the maximum (Section 4). 2; expert 5
+    alpha: float | None = None  # SQL's α > 0; as it falls to 0, V becomes the maximum (Appendix C.1). 2; expert 5
     sparse_weights: bool = False  # weights max(A, 0), as SQL's code has it, in place of exp(α A)
     temperature: float | None = None  # α >= 0 in the weights exp(α A) (Eq. 14), 0: all weights are 1. 3; AntMaze 10
     weight_clip: float | None = None  # largest weight, > 0 (authors' code). 3; AntMaze 100
