@@ -3,6 +3,8 @@
 #   bash benchmark.sh quickstart   collect hopper-medium-local, train DMG on it, print its score, draw its learning curve
 #   bash benchmark.sh datasets     collect the fifteen local locomotion datasets, and list them in docs/datasets.md
 #   bash benchmark.sh results      DMG and two other settings on three robots' medium-local (hours; continues where stopped)
+#   bash benchmark.sh NAME ...     a table or figure of the paper: table1 table2 table3 table4 table6 figure1 ... figure6;
+#                                  --dataset local, --dry-run, --slurm and more: bash benchmark.sh table2 --help
 #   bash benchmark.sh speed        iterations per second beside the usual way of writing the update
 #   bash benchmark.sh test         every test, and the linter
 # Environment: PYTHON (default python3.11, else python3), D4RL_DATASET_DIR (default ~/.d4rl/datasets).
@@ -10,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 usage() {
-    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 
@@ -75,6 +77,10 @@ results() {
 
 case "${1:-}" in
 quickstart | datasets | results) "$1" ;;
+table[12346] | figure[1-6])
+    environment requirements.txt
+    python tools/benchmark.py "$@"
+    ;;
 speed)
     environment requirements.txt
     shift
