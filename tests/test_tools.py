@@ -201,6 +201,7 @@ def synthetic_run(folder: Path, name: str, scores: np.ndarray) -> Path:
     for (i, k, e), score in np.ndenumerate(scores):
         lines.append(f"offline,{1000 * (i + 1)},0,{k},{e},0,0,{score},")
     (run / "eval.csv").write_text("\n".join(lines))
+    (run / "metrics.csv").write_text("iteration,seed,q_values,wall_seconds,diverged\n1000,0,1.0,1.0,0\n")
     return run
 
 

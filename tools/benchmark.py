@@ -235,19 +235,19 @@ def run_here(listed: list[Job], args: Args) -> bool:
         if now in ("missing", "cut short"):
             left.append(job)
         elif now != "complete":
-            failed[job] = f"{args.run_dir / job.folder} exists, {now}; delete it or give another --run-dir"
-            print(f"error: {failed[job]}", file=sys.stderr)
+            failed[job.folder] = f"{args.run_dir / job.folder} exists, {now}; delete it or give another --run-dir"
+            print(f"error: {failed[job.folder]}", file=sys.stderr)
     wrong = {env_id: prepare(env_id, args) for env_id in dict.fromkeys(job.env_id for job in left if needs_data(job))}
     for job in left:
         if needs_data(job) and wrong[job.env_id]:
-            failed[job] = wrong[job.env_id]
+            failed[job.folder] = wrong[job.env_id]
             (args.run_dir / "logs").mkdir(parents=True, exist_ok=True)
             with (args.run_dir / "logs" / f"{job.folder}.log").open("a") as log:
                 log.write(f"{wrong[job.env_id]}\n{report.EXIT}1\n")
     for env_id, why in wrong.items():
         if why:
             print(f"{env_id}: no data, its runs are left out: {why}", file=sys.stderr)
-    left = [job for job in left if job not in failed]
+    left = [job for job in left if job.folder not in failed]
     print(
         f"{len(listed)} runs, {len(left)} of them to be run, {min(args.workers, max(len(left), 1))} at a time",
         flush=True,
@@ -273,7 +273,7 @@ def run_here(listed: list[Job], args: Args) -> bool:
                 words = {0: "complete", 3: "complete, a seed diverged", LOCKED: "left out: another process runs it"}
                 how = words.get(status, f"failed ({status}); see {args.run_dir}/logs/{job.folder}.log")
                 if status not in (0, 3):
-                    failed[job] = how
+                    failed[job.folder] = how
                 print(f"[{number}/{len(left)}] {job.folder}: {how} ({took:.0f} s)", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)

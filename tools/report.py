@@ -535,8 +535,14 @@ def draw_grid(cells: Cells, name: str):  # noqa: ANN201
                 height = np.nan_to_num(value[lost], posinf=0, neginf=0)
                 axis.plot([position] * lost.sum(), height, "x", color="tab:red", markersize=9, markeredgewidth=2)
             axis.set(xlabel=symbol, ylabel="score on D4RL's scale" if what == "last" else "mean Q")
+            grid = [setting.flags[key] for setting in EXPERIMENTS[name].settings]
             if key == "nu":
                 axis.set_xscale("log")
+                axis.set_xlim(grid[0] / 1.5, grid[-1] * 1.5)
+            else:
+                axis.set_xlim(grid[0] - 0.05, grid[-1] + 0.05)
+            axis.set_xticks(grid, [f"{value:g}" for value in grid])
+            axis.minorticks_off()
             axis.grid(alpha=0.3)
             without_data(axis, ours)
         axes[0, column].set_title(env_id)
