@@ -30,7 +30,7 @@ does; [O]: our choice.
  9 Gym states are normalised by mean and std + std_offset [A], taken in float64 [O]. AntMaze's are not, and its reward
    becomes 0 at the goal, -1 elsewhere [A]. Else rewards are the file's [A], unless --normalize-rewards. replay_table
 10 Every seed has a random stream of its own, and so has evaluation: neither the seeds beside it nor how often one
-   evaluates changes what is drawn. [O] In the authors' code all share one. random_seeds
+   evaluates changes what is drawn. [O] In the authors' code AntMaze's goals and the batches share one. random_seeds
 11 nu = inf means cloning only: coefficient 0 on Q, 1 on the square. [O] A seed whose critic or V is not finite, or
    whose batch has a mean |Q| above 100 max|r| / (1 - γ), when logged, is marked as diverged from then on. [O] train
 12 Smaller things: β* has exp(α A), as in Eq. 14, not Section 3.5's exp(A); targets, advantages and weights carry no
@@ -56,7 +56,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,9 +71,8 @@ from tqdm import tqdm
 
 
 @dataclass
-class Args:
-    """Train DMG on an offline dataset and report its normalised score. None stands for the dataset's preset,
-    which ends the sentence: the value on Gym; then, where it differs, on (medium-)expert; then on AntMaze."""
+class Task:
+    """What is learnt from, and where the run goes."""
 
     env_id: str = "walker2d-medium-v2"  # {hopper,walker2d,halfcheetah}-<quality>-{v2,local: made here}, antmaze-...-v2
     exp_name: str | None = None  # part of the run folder's name; None: the script's name and the changed flags
@@ -81,6 +80,13 @@ class Args:
     dataset_path: Path | None = None  # a file in D4RL's layout, not the one in $D4RL_DATASET_DIR (~/.d4rl/datasets)
     seed: int = 0  # first seed, 0 or more
     num_seeds: int = 1  # seeds trained side by side, 1 or more: seed ... seed + num_seeds - 1
+
+
+@dataclass
+class Method:
+    """The method: the paper's symbols and Table 5. A default of None stands for the dataset's preset, which ends the
+    sentence: the value on Gym; then, where it differs, on (medium-)expert; then on AntMaze."""
+
     lam: float = 0.25  # λ in [0, 1], share of the policy's value in the Bellman target (Eq. 6, 16; Table 5)
     nu: float | None = None  # ν >= 0, pull towards good data actions (Eq. 14), inf: clone. 0.1; expert 10; AntMaze 0.5
     alpha: float | None = None  # SQL's α > 0; as it falls to 0, V becomes the maximum (Appendix C.1). 2; expert 5
@@ -95,21 +101,52 @@ class Args:
     policy_noise: float = 0.2  # >= 0, standard deviation of the noise on the target actor's action (authors' code)
     noise_clip: float = 0.5  # >= 0, bound of that noise (authors' code)
     policy_delay: int = 2  # iterations per actor step and target step, 1 or more (authors' code)
+
+
+@dataclass
+class Training:
+    """How long, and on what."""
+
     iterations: int = 1_000_000  # training iterations, 1 or more (Table 5)
     normalize_states: bool | None = None  # states to mean 0, standard deviation 1 (Appendix C.1). True; AntMaze False
     std_offset: float = 1e-3  # > 0, added to that standard deviation before dividing by it (authors' code)
     antmaze_reward: bool | None = None  # reward 1 becomes 0, any other -1 (Appendix C.1). False; AntMaze True
     normalize_rewards: bool = False  # times 1000 / (best - worst return in the data), as the published IQL, XQL, SQL do
+
+
+@dataclass
+class Run:
+    """Evaluations, logs and checkpoints."""
+
     eval_every: int | None = None  # iterations between evaluations, 1 or more; the last counts. 20,000; AntMaze 50,000
     eval_episodes: int | None = None  # episodes per seed and evaluation, 1 or more (Appendix C.1). 10; AntMaze 100
     log_every: int = 1_000  # iterations between rows of metrics.csv, 1 or more; the last counts
     save_every: int = 10_000  # iterations between checkpoints, 1 or more; the last counts
     resume: bool = False  # continue from the run folder's checkpoint, if there is one
     overwrite: bool = False  # delete the run folder first, if there is one
+
+
+@dataclass
+class Machine:
+    """Where it runs; results do not depend on it but for rounding."""
+
     device: str = "auto"  # cpu, cuda, or auto: cuda if torch sees a GPU
     cudagraphs: bool = False  # on a GPU, capture the update and replay it: the same arithmetic, launched at once
     threads: int = 0  # CPU threads; 0: one, or two with several seeds (one seed gains little; more was not measured)
     eval_workers: int = 0  # processes that play evaluation episodes; 0: one per core beside a GPU, else only this one
+
+
+@dataclass
+class Args(Machine, Run, Training, Method, Task):
+    """Train DMG on an offline dataset and report its normalised score."""
+
+
+def command_line(words: list[str] | None = None) -> Args:
+    """The flags given, sys.argv's for None; --help shows them in the groups above."""
+    groups = [(group.__name__.lower(), group, field(default_factory=group)) for group in reversed(Args.__bases__)]
+    page = tyro.conf.OmitArgPrefixes[make_dataclass("Groups", groups)]
+    parts = vars(tyro.cli(page, args=words, description=Args.__doc__)).values()
+    return Args(**{name: value for part in parts for name, value in vars(part).items()})
 
 
 CHECKS = {  # flags: (test, which NaN fails; what they have to be)
@@ -697,6 +734,6 @@ def train(args: Args) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(train(tyro.cli(Args)))
+        sys.exit(train(command_line()))
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command with --resume continues from the last checkpoint")

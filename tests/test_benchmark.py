@@ -60,8 +60,6 @@ def test_dry_run_counts(name: str, runs: int, seeds: int, capsys: pytest.Capture
 
 def test_every_command_is_accepted_by_its_script() -> None:
     """The flags exist there and are in range: each script resolves them to just the values that the report expects."""
-    import tyro
-
     for name, experiment in EXPERIMENTS.items():
         args = benchmark.Args(name=name, seeds=2, iterations=400, run_dir=Path("x"))
         for env_id in [*experiment.d4rl, *experiment.local]:
@@ -69,7 +67,7 @@ def test_every_command_is_accepted_by_its_script() -> None:
                 script = __import__(job.setting.script)
                 if Path(script.__file__).stem != job.setting.script:
                     continue  # DMG_SCRIPT has put another one in its place
-                resolved = script.resolve(tyro.cli(script.Args, args=benchmark.command(job, args)[2:]))
+                resolved = script.resolve(script.command_line(benchmark.command(job, args)[2:]))
                 for key, value in job.flags.items():
                     assert getattr(resolved, key) == value, (name, env_id, job.setting.name, key)
                 assert resolved.exp_name == job.setting.name and resolved.seed == 0

@@ -70,14 +70,15 @@ def tables(text: str) -> list[list[dict[str, str]]]:
 @functools.cache
 def parsed(path: str) -> tuple[str, dict[str, ast.AST]]:
     """A Python file's text and its definitions by name: functions, classes and constants; methods and fields as name
-    and as Class.name."""
+    and as Class.name, those of a base class in the file included."""
     text, found = (ROOT / path).read_text(), {}
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.setdefault(node.name, node)
         if isinstance(node, ast.ClassDef):
-            for item in node.body:
+            bases = [found[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in found]
+            for item in [item for owner in (node, *bases) for item in owner.body]:
                 if isinstance(item, ast.FunctionDef):
                     found[f"{node.name}.{item.name}"] = item
                 elif isinstance(item, ast.AnnAssign):

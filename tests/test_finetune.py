@@ -389,7 +389,8 @@ def test_bad_checkpoints(tuning: Callable, hopper_file: Path, tmp_path: Path) ->
     (tmp_path / "half.pt").write_bytes(iql.read_bytes()[:5000])
     assert "dmg_xql.py's" in refused(tuning(checkpoint=xql))
     assert "half.pt" in refused(tuning(checkpoint=tmp_path / "half.pt"))
-    assert "hidden_dim 16 (now 8)" in refused(tuning(checkpoint=iql, hidden_dim=8, num_seeds=1))
+    other = refused(tuning(checkpoint=iql, hidden_dim=8, num_seeds=1))
+    assert "hidden_dim 16 (now 8)" in other and "another --checkpoint" in other and "--overwrite" not in other
     assert "leave out --seed" in refused(tuning(checkpoint=iql, num_seeds=2))
     assert "leave out --scratch" in refused(tuning(checkpoint=iql, num_seeds=1, scratch=True))
     assert "leave out --seed" in refused(tuning(checkpoint=iql, num_seeds=1, seed=3))

@@ -54,9 +54,13 @@ def pieces(text: str) -> dict[str, str]:
     return found
 
 
-def flags(piece: str) -> dict[str, str]:
-    """The lines of class Args by flag; what stands above them as "docstring"."""
+GROUPS = ("Task", "Method", "Training", "Run", "Machine", "Args")  # the classes that hold the flags
+
+
+def flags(script: dict[str, str]) -> dict[str, str]:
+    """The lines of these classes by flag; what stands around them as "docstring"."""
     found: dict[str, str] = {}
+    piece = "\n".join(script[name] for name in GROUPS)
     for line in piece.splitlines():
         name = line.strip().split(":")[0] if line.startswith("    ") and ": " in line and " = " in line else "docstring"
         found[name] = found.get(name, "") + line + "\n"
@@ -68,11 +72,11 @@ def drift(one: str, other: str, own: Own) -> list[str]:
     ours, theirs = pieces(one), {name: text for name, text in pieces(other).items() if name not in own.more}
     wrong = [f"order: {a} / {b}" for a, b in zip(ours, theirs) if a != b][:1]
     wrong += [f"only in one: {name}" for name in set(ours) ^ set(theirs)]
-    for name in set(ours) & set(theirs) - own.text - {"Args"}:
+    for name in set(ours) & set(theirs) - own.text - set(GROUPS):
         if ours[name] != theirs[name]:
             lines = difflib.unified_diff(ours[name].splitlines(), theirs[name].splitlines(), lineterm="", n=0)
             wrong.append(f"{name}:\n" + "\n".join(list(lines)[2:]))
-    a, b = flags(ours["Args"]), flags(theirs["Args"])
+    a, b = flags(ours), flags(theirs)
     if list(b) != [flag for name in a for flag in (own.flags if name == own.flag else [name])]:
         wrong.append(f"Args: {list(b)}")
     wrong += [f"Args.{name}: {a[name]}{b[name]}" for name in a if name in b and name != own.flag and a[name] != b[name]]
@@ -101,7 +105,7 @@ def test_one_text(script: str) -> None:
         ("import csv\n", "", "only in one: import csv"),
         ("finite, 0 or more", "finite and 0 or more", None),
         ('    """Train DMG on an offline dataset', '    """Train on an offline dataset', "Args.docstring"),
-        ("sys.exit(train(tyro.cli(Args)))", "train(tyro.cli(Args))", "if __name__"),
+        ("sys.exit(train(command_line()))", "train(command_line())", "if __name__"),
         ("def attend", "def follow", "attend"),
     ],
 )

@@ -4,6 +4,7 @@ update; the report's numbers are those of the files it reads; benchmark.sh says 
 import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -247,10 +248,21 @@ def test_benchmark_usage() -> None:
     assert run.returncode == 1 and "Python 3.11" in run.stderr
 
 
-def test_help_names_every_flag() -> None:
-    """`python dmg_iql.py --help` shows each flag with its sentence."""
-    text = subprocess.run([sys.executable, "dmg_iql.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
-    text = " ".join(text.replace("│", " ").split())
+def test_help_is_grouped_and_names_every_flag() -> None:
+    """`python dmg_iql.py --help` shows each flag with its sentence, below the heading of its group."""
+    run = [sys.executable, "dmg_iql.py", "--help"]
+    page = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"}).stdout
+    text = " ".join(page.replace("│", " ").split())
     for flag in vars(dmg_iql.Args()):
         assert f"--{flag.replace('_', '-')}" in text, flag
     assert "share of the policy's value" in text and "expectile" in text
+    order = ["task options", "--env-id", "method options", "--lam ", "--nu ", "training options", "--iterations "]
+    order += ["run options", "--eval-every ", "machine options", "--device "]
+    places = [text.index(word) for word in order]
+    assert places == sorted(places)
+
+
+def test_command_line_is_flat() -> None:
+    """Groups are for the page only: flags have no prefix, and Args gets what was given and else its defaults."""
+    args = dmg_iql.command_line(["--lam", "0.5", "--num-seeds", "3", "--device", "cpu"])
+    assert vars(args) == vars(dmg_iql.Args(lam=0.5, num_seeds=3, device="cpu"))
