@@ -38,8 +38,9 @@ does; [O]: our choice.
 13 The authors' code has no SQL, and Appendix C.1 says only that SQL's hyper-parameters are adopted: alpha = 2 on medium
    and medium-replay, 5 on medium-expert; 2 on random and AntMaze and 5 on expert are our choice. SQL's official code
    (github.com/ryanxhr/IVR) has the weights max(A, 0) clipped at 100 (--sparse-weights --weight-clip 100) and scaled
-   rewards; they are there as flags, but not the default. What else it has is left out, as in dmg_iql.py: a Gaussian
-   policy, layer normalisation in V, an actor step in every iteration. [O] value_loss, actor_loss
+   rewards; they are there as flags, but not the default: measured, the first fails with this ν, clip and scale make no
+   difference that two seeds show (docs/dmg_sql.md). What else it has is left out, as in dmg_iql.py: a Gaussian policy,
+   layer normalisation in V, an actor step in every iteration. [O] value_loss, actor_loss
 """
 
 import csv
