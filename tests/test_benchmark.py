@@ -136,6 +136,25 @@ def test_a_failed_job_does_not_stop_the_others(small_data: Path, tmp_path: Path)
     assert "| hopper-medium-local | DMG | failed" not in text
 
 
+def test_no_data_is_a_failed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A dataset that cannot be had: its runs are not started, and the report says that they failed and the log why."""
+
+    def nothing(env_id: str) -> Path:
+        raise SystemExit(f"error: no download of {env_id}")
+
+    monkeypatch.setattr(benchmark, "find_dataset", nothing)
+    args = benchmark.Args(
+        name="table3", only=("hopper-medium-v2",), run_dir=tmp_path / "runs", reports=tmp_path / "out"
+    )
+    assert benchmark.main(args) == 1
+    printed = capsys.readouterr()
+    assert "4 runs, 0 of them to be run" in printed.out and "no data, its runs are left out" in printed.err
+    assert "| failed (exit status 1) → failed (exit status 1) |" in (tmp_path / "out/table3-d4rl.md").read_text()
+    assert "no download of hopper-medium-v2" in (tmp_path / "runs/logs/hopper-medium-v2__DMG-XQL__s0-4.log").read_text()
+
+
 def test_a_run_is_never_started_twice(small_data: Path, tmp_path: Path) -> None:
     """While one process has a run, another leaves it alone and says so."""
     environment = {"D4RL_DATASET_DIR": str(small_data.parent)}
