@@ -136,6 +136,24 @@ def test_a_failed_job_does_not_stop_the_others(small_data: Path, tmp_path: Path)
     assert "| hopper-medium-local | DMG | failed" not in text
 
 
+def test_a_device_per_worker(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers on GPUs 3 and 5: jobs see the one or the other, and as many threads as asked for."""
+    seen = []
+
+    def watch(words: list[str], env: dict[str, str], **_: object) -> subprocess.CompletedProcess:
+        seen.append((env["CUDA_VISIBLE_DEVICES"], env["OMP_NUM_THREADS"], words[words.index("--threads") + 1]))
+        time.sleep(0.1)
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(small_data.parent))
+    monkeypatch.setattr(benchmark.subprocess, "run", watch)
+    args = benchmark.Args(name="table1", dataset="local", only=("hopper-medium-local",), devices=(3, 5), threads=2)
+    args.run_dir, args.reports = tmp_path / "runs", tmp_path / "out"
+    assert benchmark.main(args) == 0
+    assert {device for device, *_ in seen} == {"3", "5"} and {tuple(rest) for _, *rest in seen} == {("2", "2")}
+    assert len(seen) == 5
+
+
 def test_no_data_is_a_failed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -320,6 +320,7 @@ def table1(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
     header = ["method", "action generalisation", "generalisation propagation", "flags"]
     for env_id in env_ids:
         header += [env_id] + (["its method's in the paper"] if d4rl else [])
+    header += [f"total of {len(env_ids)}", "IQM [95 % interval]", "seeds × iterations"]
     rows, printed = [], {"AWAC-like": "AWAC", "TD3+BC-like": "TD3BC", "in-sample-ablation": "IQL", "DMG": "DMG"}
     for setting in EXPERIMENTS["table1"].settings:
         flags = " ".join(f"--{key} {value:g}" for key, value in setting.flags.items()) or "(default)"
@@ -329,7 +330,8 @@ def table1(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
             if d4rl:
                 column = printed.get(setting.name)
                 row.append(f"{column} {PAPER['table2_offline'][env_id][column]}" if column else "not available")
-        rows.append(row)
+        ours = [cells[env_id][setting.name] for env_id in env_ids]
+        rows.append([*row, total(ours), iqm_text(ours), ran(ours)])
     return header, rows
 
 
@@ -420,7 +422,9 @@ def table4(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
             row.append(" → ".join(sums))
     row.append(total([cells[env_id][scratch] for env_id in env_ids]))
     row += [total_pair([cells[env_id][name] for env_id in env_ids]) for name in (ablation, dmg)]
-    return header, [*rows, [*row, "", ""]]
+    last = ["IQM after the online phase [95 % interval]"] + [""] * (3 if d4rl else 0)
+    last += [iqm_text([cells[env_id][name] for env_id in env_ids]) for name in (scratch, ablation, dmg)]
+    return header, [*rows, [*row, "", ""], [*last, "", ""]]
 
 
 def table6(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
@@ -435,7 +439,15 @@ def table6(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
             row += [f"{entry['DMG']} ± {entry['DMG_sd']}", "not available"]
         interval = f"{cell.last.mean():.1f} ± {t_interval(cell.last):.1f}" if cell.runs and len(cell.last) > 1 else "-"
         rows.append([*row, interval + (cell.marks() if cell.runs else ""), cell.text(), ran([cell])])
-    return header, rows
+    for block, env_ids in blocks(list(cells)).items():
+        whole = {"locomotion": 15, "antmaze": 6}[block]
+        row = [f"{block} total" if d4rl and len(env_ids) == whole else f"total of {len(env_ids)}"]
+        if d4rl:
+            entries = [PAPER["table2_offline"][env_id]["DMG"] for env_id in env_ids]
+            row += [paper_total("table2", block, "DMG", entries, whole), "not available"]
+        rows.append([*row, total([cells[env_id]["DMG"] for env_id in env_ids]), "", ""])
+    row = ["IQM [95 % interval]"] + [""] * (2 if d4rl else 0)
+    return header, [*rows, [*row, iqm_text([settings["DMG"] for settings in cells.values()]), "", ""]]
 
 
 def figure_table(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
@@ -611,7 +623,7 @@ def caption(name: str, d4rl: bool, seeds: int) -> str:
         words += "95 % CI: Student's t over seeds. "
     if name == "table4":
         words += "Before → after the online phase; regret: what its evaluations miss to 100, on average. "
-    if name in ("table2", "table3"):
+    if name.startswith("table"):
         words += "Totals add means; IQM: interquartile mean over datasets and seeds, with a 95 % stratified bootstrap "
         words += "interval. "
     words += "The in-sample ablation (`--lam 0 --nu inf`) is not the published IQL, XQL or SQL. "
