@@ -34,9 +34,10 @@ def make_run(
     seeds = range(first, first + scores.shape[1])
     run = parent / f"{env_id}__{setting.name}__s{seeds[0]}-{seeds[-1]}"
     run.mkdir(parents=True)
-    values = {"env_id": env_id, "exp_name": setting.name, "script": setting.script, "seed": first, **ABOUT}
-    values |= {"lam": 0.25, "nu": 0.1, "temperature": 3.0, "iterations": 1000 * len(scores), "num_seeds": len(seeds)}
-    (run / "config.json").write_text(json.dumps(values | setting.flags | config))
+    flags = setting.flags | ({} if "scratch" in setting.flags else {"iterations": 1000 * len(scores)})
+    values = experiments.resolved(setting.script, env_id, tuple(flags.items()))
+    values |= {"exp_name": setting.name, "seed": first, "num_seeds": len(seeds), **ABOUT}
+    (run / "config.json").write_text(json.dumps(values | config))
     with (run / "eval.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow("phase,iteration,env_steps,seed,episode,return,length,score,success".split(","))
@@ -119,19 +120,53 @@ def test_machines_may_differ(tmp_path: Path) -> None:
     assert report.read_cell(tmp_path, HOPPER, experiments.DMG, 2).text(best=False) == "15.0 ± 7.1"
 
 
-def test_wrong_label_is_refused(tmp_path: Path) -> None:
-    """A run whose folder is named like the ablation and that had another λ is not taken for it."""
-    make_run(tmp_path, HOPPER, experiments.ABLATION, [[10]], lam=0.25)
-    with pytest.raises(SystemExit, match="lam 0.25"):
-        report.read_cell(tmp_path, HOPPER, experiments.ABLATION, 1)
+@pytest.mark.parametrize("config", [{"lam": 0.5}, {"batch_size": 8}, {"expectile": 0.9}])
+@pytest.mark.parametrize("setting", [experiments.ABLATION, experiments.DMG])
+def test_wrong_label_does_not_count(tmp_path: Path, setting: Setting, config: dict) -> None:
+    """A run whose folder is named like a setting and that had other values is not taken for it, and the cell says so,
+    also where the setting is the default of everything."""
+    make_run(tmp_path, HOPPER, setting, [[10]], **config)
+    (key, value), cell = next(iter(config.items())), report.read_cell(tmp_path, HOPPER, setting, 1)
+    assert not cell.runs and cell.text().startswith(f"other settings: {key} {value}, not ")
 
 
-def test_same_seed_twice_is_refused(tmp_path: Path) -> None:
-    """Seed 1 in two runs of one cell would count double."""
-    make_run(tmp_path, HOPPER, experiments.DMG, [[10, 20]])
+def test_runs_of_another_length_do_not_count(tmp_path: Path) -> None:
+    """Where the jobs are known, a run of other iterations or episodes is none of the table's."""
+    (job,) = experiments.jobs("figure4", [HOPPER], 2, 2000, 2000)
+    setting = experiments.DMG
+    for number, (config, wanted) in enumerate(
+        [({}, "15.0 ± 7.1"), ({"eval_episodes": 1}, "other settings: eval_episodes 1, not 10"),
+         ({"iterations": 4000}, "other settings: iterations 4000, not 2000")]
+    ):  # fmt: skip
+        make_run(tmp_path / str(number), HOPPER, setting, [[0, 0], [10, 20]], **({"eval_every": 200} | config))
+        cell = report.read_cell(tmp_path / str(number), HOPPER, setting, 2, job)
+        assert cell.text(best=False) == wanted
+
+
+def test_no_seed_counts_twice(tmp_path: Path) -> None:
+    """Of runs that have a seed in common the longer one counts; one seed alone is in no larger run's way."""
+    make_run(tmp_path, HOPPER, experiments.DMG, [[90]])
     make_run(tmp_path, HOPPER, experiments.DMG, [[20, 30]], first=1)
-    with pytest.raises(SystemExit, match="seed in common"):
-        report.read_cell(tmp_path, HOPPER, experiments.DMG, 3)
+    make_run(tmp_path, HOPPER, experiments.DMG, [[10, 20, 30, 40]])
+    np.testing.assert_array_equal(report.read_cell(tmp_path, HOPPER, experiments.DMG, 4).last, [10, 20, 30, 40])
+    np.testing.assert_array_equal(report.read_cell(tmp_path, HOPPER, experiments.DMG, 3).last, [90, 20, 30])
+    assert report.read_cell(tmp_path, HOPPER, experiments.DMG, 2).text(best=False) == "90.0 (1 of 2 seeds)"
+
+
+def test_scores_that_are_not_finite(tmp_path: Path) -> None:
+    """A diverged policy may have no score: the others are still shown, sums leave the cell out and say so."""
+    nan = float("nan")
+    make_run(tmp_path, HOPPER, experiments.DMG, [[10, nan, 30]], diverged=(1,))
+    make_run(tmp_path, WALKER, experiments.DMG, [[nan, nan, nan]], diverged=(0, 1, 2))
+    make_run(tmp_path, "hopper-expert-local", experiments.DMG, [[10, 20, 30]], diverged=(2,))
+    cells = [
+        report.read_cell(tmp_path, env_id, experiments.DMG, 3) for env_id in (HOPPER, WALKER, "hopper-expert-local")
+    ]
+    assert cells[0].text() == "20.0 ± 14.1 without 1 that has no score (best 20.0) (× 1 of 3 seeds diverged)"
+    assert cells[1].text() == "diverged (× 3 of 3 seeds diverged)"
+    assert report.total(cells) == "20.0 (2 diverged, 1 with diverged or missing seeds)"
+    assert report.iqm_text(cells).startswith("20.0 [") and "nan" not in report.iqm_text(cells)
+    assert report.total(cells[:2]) == "none (2 diverged)" and report.iqm_text(cells[:2]).startswith("none")
 
 
 def test_t_interval() -> None:
@@ -169,7 +204,7 @@ def test_table2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert not any("paper" in name for name in rows["dataset"])
     assert rows[HOPPER] == ["20.0 ± 0.0 (best 20.0)", "40.0 ± 14.1 (best 40.0)", "2 × 1,000"]
     assert rows[WALKER] == ["missing", "10.0 ± 0.0 (best 10.0) (× 1 of 2 seeds diverged)", "2 × 1,000"]
-    assert rows["total of 2"] == ["20.0 (1 missing)", "50.0", ""]
+    assert rows["total of 2"] == ["20.0 (1 missing)", "50.0 (1 with diverged or missing seeds)", ""]
     assert rows["IQM [95 % interval]"][0] == "20.0 [20.0, 20.0] (1 of 2 datasets)"
     with (tmp_path / "out/table2-local-seeds.csv").open() as file:
         seeds = list(csv.DictReader(file))
@@ -207,7 +242,10 @@ def test_table1(tmp_path: Path) -> None:
     flags = "--lam 1 --nu 0.4 --temperature 0"
     assert rows["TD3+BC-like"][:5] == ["mild", "full", flags, "40.0 ± 14.1 (best 40.0)", "TD3BC 59.3"]
     assert rows["TD3+BC-like"][5] == "40.0" and rows["TD3+BC-like"][6].startswith("40.0 [")
-    assert rows["TD3-like"][3:] == ["missing", "not available", "0.0 (1 missing)", "missing", "none"] and len(rows) == 6
+    wanted = ["missing", "not available", "none (1 missing)", "none", "none"]
+    assert rows["TD3-like"][3:] == wanted and len(rows) == 6
+    for setting, (method, paper) in zip(EXPERIMENTS["table1"].settings, report.PAPER["table1_settings"].items()):
+        assert (setting.action, setting.propagation) == (paper["action"], paper["propagation"]), method
 
 
 def test_table3(tmp_path: Path) -> None:
@@ -234,7 +272,8 @@ def test_table4(tmp_path: Path) -> None:
     make_run(tmp_path, WALKER, dmg, [[1, 1], [2, 2], [3, 3], [4, 4]], steps=steps, **online)
     report.write("table4", "local", [HOPPER, WALKER], 2, tmp_path, tmp_path / "out")
     rows = rows_of(tmp_path / "out", "table4-local")
-    assert rows[HOPPER][:3] == ["2.0 ± 1.4", "10.0 ± 0.0 → 10.0 ± 0.0", "25.0 ± 7.1 → 85.0 ± 7.1"]
+    best = ["2.0 ± 1.4 (best 2.0)", "10.0 ± 0.0 → 10.0 ± 0.0 (best 20.0)", "25.0 ± 7.1 → 85.0 ± 7.1 (best 85.0)"]
+    assert rows[HOPPER][:3] == best
     assert rows[HOPPER][3] == "98.0, 85.0, 27.5"  # DMG: 100 - mean(60, 60, 80, 90)
     assert rows["total of 2"][:3] == ["2.0 (1 missing)", "10.0 → 10.0 (1 missing)", "27.0 → 89.0"]
     # the middle half of 4, 4, 80, 90 is 4, 80; resampling the seeds of a dataset makes it 4, 80 or 4, 90
@@ -290,10 +329,54 @@ def test_figure1_marks_diverged_seeds(tmp_path: Path) -> None:
         assert marked == [(0.75, high), (1, low), (1, high)]
 
 
+def test_a_seed_without_a_value_is_marked_on_the_edge(tmp_path: Path) -> None:
+    """A diverged seed whose score is not a number has its × at the panel's lower edge, not at a score of 0; the line is
+    the mean of the others."""
+    for setting in experiments.LAMBDAS:
+        lost = (1,) if setting.flags["lam"] == 1 else ()
+        make_run(tmp_path, HOPPER, setting, [[10, float("nan") if lost else 30]], diverged=lost)
+    cells = {HOPPER: {s.name: report.read_cell(tmp_path, HOPPER, s, 2) for s in experiments.LAMBDAS}}
+    axis = report.draw_grid(cells, "figure1").axes[0]
+    line, *crosses = axis.lines
+    np.testing.assert_allclose(line.get_ydata(), [20, 20, 20, 20, 10])
+    (cross,) = [cross for cross in crosses if len(cross.get_xdata())]
+    assert list(cross.get_xdata()) == [1] and list(cross.get_ydata()) == [0]
+    assert cross.get_transform() == axis.get_xaxis_transform()
+
+
+@pytest.mark.parametrize("name", ["figure4", "figure6"])
+def test_curves(tmp_path: Path, name: str) -> None:
+    """Figure 4: the means over seeds against iterations. Figure 6: from the end of the offline phase on, against online
+    steps."""
+    (setting, *_), steps = EXPERIMENTS[name].settings[-1:], (0, 0, 500, 1000)
+    make_run(
+        tmp_path, HOPPER, setting, [[1, 3], [5, 15], [10, 20], [20, 40]], steps=steps if name == "figure6" else None
+    )
+    figure = report.draw_curves({HOPPER: {setting.name: report.read_cell(tmp_path, HOPPER, setting, 2)}}, name)
+    (line,) = figure.axes[0].lines
+    wanted = {"figure4": ([1000, 2000, 3000, 4000], [2, 10, 15, 30]), "figure6": ([0, 500, 1000], [10, 15, 30])}[name]
+    np.testing.assert_allclose(line.get_xdata(), wanted[0])
+    np.testing.assert_allclose(line.get_ydata(), wanted[1])
+
+
+def test_a_run_that_is_going_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Files of a run that is going on end anywhere: half rows and half evaluations are left out, and one without an
+    evaluation yet is named while the others are listed. Runs in folders below are found."""
+    run = make_run(tmp_path / "iterations-5000", HOPPER, experiments.DMG, [[10, 20], [30, 50]], done=False)
+    rows = (run / "eval.csv").read_text().splitlines()
+    (run / "eval.csv").write_text("\n".join([*rows[:-2], rows[-2][:15]]))
+    (run / "metrics.csv").write_text((run / "metrics.csv").read_text() + "2000,0,0.5")
+    early = make_run(tmp_path, WALKER, experiments.DMG, [[10, 20]], done=False)
+    (early / "eval.csv").write_text(rows[0] + "\n")
+    report.main(report.Args(runs=[tmp_path]))
+    printed = capsys.readouterr().out
+    assert "15.0 ± 7.1" in printed and "2 × 1,000 (unfinished)" in printed and f"{early}: no evaluation yet" in printed
+
+
 def test_figure3_hours(tmp_path: Path) -> None:
     """An hour for 2,000 iterations is 500 hours for a million; the paper's 1.7 h beside D4RL's only."""
     for kind in ("local", "v2"):
-        make_run(tmp_path, f"halfcheetah-medium-replay-{kind}", experiments.DMG, [[1], [2]])
+        make_run(tmp_path, f"halfcheetah-medium-replay-{kind}", EXPERIMENTS["figure3"].settings[0], [[1], [2]])
     for kind in ("local", "d4rl"):
         report.write("figure3", kind, getattr(EXPERIMENTS["figure3"], kind), 1, tmp_path, tmp_path / "out")
         with (tmp_path / f"out/figure3-{kind}.csv").open(newline="") as file:
@@ -317,3 +400,5 @@ def test_report_command_refuses(tmp_path: Path) -> None:
         report.main(report.Args(runs=[tmp_path], name="table2", only=("hopper-v9",)))
     with pytest.raises(SystemExit, match="one folder"):
         report.main(report.Args(runs=[tmp_path / "no"], name="table2"))
+    with pytest.raises(SystemExit, match="no local datasets"):
+        report.main(report.Args(runs=[tmp_path], name="figure5", dataset="local"))

@@ -9,6 +9,7 @@ A job that is complete is skipped, one that was cut short is resumed, and one th
 go on; so the same command again does what is left. The output of each job is in <run-dir>/logs/.
 """
 
+import contextlib
 import difflib
 import fcntl
 import json
@@ -17,11 +18,13 @@ import queue
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import tyro
 
@@ -60,15 +63,15 @@ class Args:
     run_dir: Path | None = None
     """parent of the run folders. None: runs; runs/iterations-<N> for another number of iterations than a million"""
     reports: Path = Path("reports")
-    """folder of the reports"""
+    """parent of the reports. Those of another number of iterations than a million go to its iterations-<N>"""
     report_only: bool = False
     """run nothing, write the report of what there is"""
     dry_run: bool = False
     """print the commands, their number and the estimated time, and do nothing"""
     workers: int | None = None
-    """jobs at a time, 1 or more. None: one per device or CPU core; figure3 one"""
+    """jobs at a time, 1 or more. None: one per GPU, else one per core and --threads; figure3 one"""
     devices: tuple[int, ...] = ()
-    """GPUs to use, by index: worker k sees only the k-th of them, in turns. None given: what the machine shows"""
+    """GPUs to use, numbered from 0 among those that this process sees, each to one worker after the other. None: all"""
     threads: int = 1
     """CPU threads of each job, 1 or more"""
     rate: float | None = None
@@ -85,8 +88,8 @@ class Args:
     """SLURM: jobs running at a time, 1 or more"""
     sbatch: tuple[str, ...] = ()
     """SLURM: further options for sbatch, such as account=lab (without the dashes)"""
-    task: int | None = None
-    """run the job of this number alone: what a SLURM task calls"""
+    task: str | None = None
+    """run only the job of this run folder's name: what a SLURM task calls"""
 
 
 def resolve(args: Args) -> tuple[Args, list[str]]:
@@ -120,18 +123,22 @@ def resolve(args: Args) -> tuple[Args, list[str]]:
         raise SystemExit("error: --workers: figure3 measures time, one job at a time; leave it out")
     args.seeds = args.seeds or experiment.seeds
     args.online_steps = args.online_steps or args.iterations
-    args.run_dir = args.run_dir or Path(
-        "runs" if args.iterations == 1_000_000 else f"runs/iterations-{args.iterations}"
-    )
-    args.workers = args.workers or (1 if args.name == "figure3" else len(args.devices) or on_gpu() or os.cpu_count())
+    length = "" if args.iterations == 1_000_000 else f"iterations-{args.iterations}"
+    args.run_dir, args.reports = args.run_dir or Path("runs", length), args.reports / length
+    if wrong := [device for device in args.devices if not 0 <= device < len(gpus())]:
+        raise SystemExit(f"error: --devices {wrong[0]}: this process sees {len(gpus())} GPU(s), numbered from 0")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    at_once = len(args.devices) or len(gpus()) or max(1, cores // args.threads)
+    args.workers = args.workers or (1 if args.name == "figure3" else at_once)
     return args, [env_id for env_id in known if env_id in args.only or not args.only]
 
 
-def on_gpu() -> int:
-    """The number of GPUs that torch sees."""
+def gpus() -> list[str]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
-    return torch.cuda.device_count()
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return visible[: torch.cuda.device_count()] or [str(k) for k in range(torch.cuda.device_count())]
 
 
 def text(value: float | int) -> str:
@@ -149,46 +156,65 @@ def command(job: Job, args: Args) -> list[str]:
 
 
 def state(job: Job, args: Args) -> str:
-    """missing, cut short, complete, or in what the run folder of that name has other settings than the job."""
+    """missing, cut short, complete, or in what the run folder of that name is not the job's."""
     folder = args.run_dir / job.folder
     if not (folder / "config.json").is_file():
         return "missing"
     try:
         config = json.loads((folder / "config.json").read_text())
-    except ValueError:
+        differ = report.differing(config, job.settings)
+    except (OSError, ValueError, AttributeError):
         return "with a damaged config.json"
-    wanted = {"script": job.setting.script, "env_id": job.env_id, **job.flags}
-    differ = [f"{key} {config.get(key)}, not {wanted[key]}" for key in wanted if config.get(key) != wanted[key]]
-    if differ := [words for words in differ if not words.startswith("save_every")]:
-        return f"with other settings: {'; '.join(differ)}"
+    if differ:
+        return f"with other settings: {differ}"
     return "complete" if (folder / "done").is_file() else "cut short"
 
 
-def prepare(env_id: str, args: Args) -> str:
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[IO | None]:
+    """Hold the lock file `path`: gives it, or None where another process holds it and `wait` is False. On a file system
+    that has no locks, goes on without."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield None
+            return
+        except OSError as error:
+            print(f"{path}: no locks on this file system ({error}); start nothing twice", file=sys.stderr)
+        yield lock
+
+
+def prepare(env_id: str) -> str:
     """Collect or download a dataset that is not there. Returns what went wrong, or nothing."""
+    folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
     try:
-        find_dataset(env_id)
-    except SystemExit as error:
         if not env_id.endswith("-local"):
-            return str(error)
-        print(f"collecting {env_id} ...", flush=True)
-        words = [sys.executable, str(ROOT / "tools/collect.py"), "--env-id", env_id]
-        ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        return ended.stderr.strip()[-500:] if ended.returncode else ""
-    return ""
+            find_dataset(env_id)
+            return ""
+        with locked(folder / f".{env_id}.lock", wait=True):
+            try:
+                find_dataset(env_id)
+                return ""
+            except SystemExit:
+                print(f"collecting {env_id} ...", flush=True)
+            words = [sys.executable, str(ROOT / "tools/collect.py"), "--env-id", env_id]
+            ended = subprocess.run(words, capture_output=True, text=True)
+            failed = ended.stderr.strip()[-500:] or f"tools/collect.py ended with {ended.returncode}"
+            return failed if ended.returncode else ""
+    except (OSError, SystemExit) as error:
+        return str(error)
 
 
-def run(job: Job, args: Args, device: int | None = None) -> int:
+def run(job: Job, args: Args, device: str | None = None) -> int:
     """Run one job, its output going to its log, and return its exit status: the script's, or LOCKED."""
     logs = args.run_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     if device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(device)
-    with (logs / f"{job.folder}.lock").open("w") as lock, (logs / f"{job.folder}.log").open("a") as log:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    with locked(logs / f"{job.folder}.lock") as lock, (logs / f"{job.folder}.log").open("a") as log:
+        if not lock:
             return LOCKED
         words = command(job, args)
         log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(words)}\n")
@@ -200,10 +226,27 @@ def run(job: Job, args: Args, device: int | None = None) -> int:
     return status
 
 
+def in_progress(job: Job, args: Args) -> bool:
+    """Whether another process has the job's lock."""
+    path = args.run_dir / "logs" / f"{job.folder}.lock"
+    if not path.exists():
+        return False
+    with locked(path) as lock:
+        return not lock
+
+
+def not_started(job: Job, args: Args, why: str) -> None:
+    """Leave in the job's log why it was not started."""
+    log = args.run_dir / "logs" / f"{job.folder}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        file.write(f"{why}\n{report.EXIT}1\n")
+
+
 def seconds(job: Job, args: Args) -> float:
     """Estimated time of a whole job."""
     updates = (job.flags.get("iterations") or 0) + (job.flags.get("online_steps") or 0)
-    if args.rate or not (args.devices or args.gpus or on_gpu()):
+    if args.rate or not (args.gpus or gpus()):
         return updates * args.seeds / (args.rate or CPU_RATE)
     return updates * GPU_HOURS * 3600 / 1e6
 
@@ -216,9 +259,9 @@ def dry_run(listed: list[Job], args: Args) -> None:
         left += [job] if now in ("missing", "cut short") else []
         print(f"{shlex.join(command(job, args))}{'' if now == 'missing' else f'   # {now}'}")
     hours = sum(seconds(job, args) for job in left) / 3600
-    by = "the paper's 1.7 h per job of a million iterations; a GPU has not been measured here"
-    if args.rate or not (args.devices or args.gpus or on_gpu()):
-        by = f"{args.rate or CPU_RATE:g} seed-iterations per second and job"
+    by = "the paper's 1.7 h per million iterations of one seed, taken for all seeds of a job: no GPU was measured here"
+    if args.rate or not (args.gpus or gpus()):
+        by = f"{args.rate or CPU_RATE:g} seed-iterations per second and job, without evaluations"
     at_once = args.array_limit or len(left) if args.slurm else args.workers
     wall = max([hours / max(at_once, 1), *(seconds(job, args) / 3600 for job in left)]) if left else 0
     print(
@@ -237,24 +280,16 @@ def run_here(listed: list[Job], args: Args) -> bool:
         elif now != "complete":
             failed[job.folder] = f"{args.run_dir / job.folder} exists, {now}; delete it or give another --run-dir"
             print(f"error: {failed[job.folder]}", file=sys.stderr)
-    wrong = {env_id: prepare(env_id, args) for env_id in dict.fromkeys(job.env_id for job in left if needs_data(job))}
-    for job in left:
-        if needs_data(job) and wrong[job.env_id]:
-            failed[job.folder] = wrong[job.env_id]
-            (args.run_dir / "logs").mkdir(parents=True, exist_ok=True)
-            with (args.run_dir / "logs" / f"{job.folder}.log").open("a") as log:
-                log.write(f"{wrong[job.env_id]}\n{report.EXIT}1\n")
-    for env_id, why in wrong.items():
-        if why:
-            print(f"{env_id}: no data, its runs are left out: {why}", file=sys.stderr)
-    left = [job for job in left if job.folder not in failed]
+    left, without = with_data(left, args)
+    failed |= without
     print(
         f"{len(listed)} runs, {len(left)} of them to be run, {min(args.workers, max(len(left), 1))} at a time",
         flush=True,
     )
     slots = queue.Queue()
+    devices = [gpus()[k] for k in args.devices] or gpus()
     for k in range(args.workers):
-        slots.put(args.devices[k % len(args.devices)] if args.devices else None)
+        slots.put(devices[k % len(devices)] if devices else None)
 
     def one(job: Job) -> tuple[int, float]:
         """Run a job when a worker is free: its exit status and seconds."""
@@ -262,6 +297,9 @@ def run_here(listed: list[Job], args: Args) -> bool:
         began = time.perf_counter()
         try:
             return run(job, args, device), time.perf_counter() - began
+        except OSError as error:
+            print(f"error: {job.folder}: {error}", file=sys.stderr)
+            return 1, time.perf_counter() - began
         finally:
             slots.put(device)
 
@@ -281,75 +319,102 @@ def run_here(listed: list[Job], args: Args) -> bool:
     return not failed
 
 
-def needs_data(job: Job) -> bool:
-    """Whether a job reads a dataset."""
-    return not job.flags.get("scratch")
+def with_data(left: list[Job], args: Args) -> tuple[list[Job], dict[str, str]]:
+    """The jobs whose dataset is there, was downloaded or collected now, and by run folder why others' could not be had,
+    which their logs say too."""
+    needed = [job for job in left if not job.flags.get("scratch")]
+    wrong = {env_id: prepare(env_id) for env_id in dict.fromkeys(job.env_id for job in needed)}
+    for env_id, why in wrong.items():
+        if why:
+            print(f"{env_id}: no data, its runs are left out: {why}", file=sys.stderr)
+    failed = {job.folder: wrong[job.env_id] for job in needed if wrong[job.env_id]}
+    for job in left:
+        if job.folder in failed:
+            not_started(job, args, failed[job.folder])
+    return [job for job in left if job.folder not in failed], failed
 
 
-def submit(listed: list[Job], args: Args) -> None:
-    """Hand the jobs that are not complete to SLURM, as one array whose task numbers are places in the list."""
-    states = [state(job, args) for job in listed]
-    for job, now in zip(listed, states):
+def submit(listed: list[Job], args: Args) -> int:
+    """Hand the jobs that are not complete to SLURM as one array, a job being known by its run folder's name. Returns
+    the exit status, 1 where some could not be submitted."""
+    left, others = [], 0
+    for job in listed:
+        now = state(job, args)
         if now not in ("missing", "cut short", "complete"):
-            raise SystemExit(f"error: {args.run_dir / job.folder} exists, {now}; delete it or give another --run-dir")
-    left = [k for k, now in enumerate(states) if now != "complete"]
+            print(
+                f"error: {args.run_dir / job.folder} exists, {now}; delete it or give another --run-dir",
+                file=sys.stderr,
+            )
+            others += 1
+        elif now != "complete" and in_progress(job, args):
+            print(f"{job.folder}: left out, it is running")
+        elif now != "complete":
+            left.append(job)
+    left, without = with_data(left, args)
     if not left:
-        return print("all runs are complete; --report-only writes the report")
-    for env_id in dict.fromkeys(listed[k].env_id for k in left if needs_data(listed[k])):
-        if why := prepare(env_id, args):
-            raise SystemExit(f"{why}\nnothing was submitted")
+        print("nothing to submit; --report-only in place of --slurm writes the report")
+        return int(bool(others or without))
     logs = (args.run_dir / "logs").resolve()
     logs.mkdir(parents=True, exist_ok=True)
-    limit = f"%{args.array_limit}" if args.array_limit else ""
-    options = {
-        "job-name": f"dmg-{args.name}",
-        "array": ",".join(map(str, left)) + limit,
-        "output": f"{logs}/slurm-%A_%a.out",
-    }
-    options |= {"open-mode": "append", "requeue": None, "cpus-per-task": args.threads, "partition": args.partition}
-    options |= {"time": args.time, "gpus": args.gpus}
-    optional = ("partition", "time", "gpus")
-    lines = [
-        f"#SBATCH --{key}" + ("" if value is None else f"={value}")
-        for key, value in options.items()
-        if not (key in optional and value is None)
-    ]
-    lines += [f"#SBATCH --{option}" for option in args.sbatch]
-    again = [word for word in sys.argv[1:] if word != "--slurm"]
-    task = shlex.join([sys.executable, str(ROOT / "tools/benchmark.py"), *again]) + ' --task "$SLURM_ARRAY_TASK_ID"'
-    script = "\n".join(["#!/bin/bash", *lines, f"cd {shlex.quote(os.getcwd())}", f"exec {task}", ""])
+    at_once = 1 if args.name == "figure3" else args.array_limit
+    array = f"0-{len(left) - 1}" + (f"%{at_once}" if at_once else "")
+    options = ["--requeue", "--open-mode=append", f"--job-name=dmg-{args.name}", f"--array={array}"]
+    options += [f"--output={logs}/slurm-%A_%a.out", f"--cpus-per-task={args.threads}"]
+    options += [f"--{name}={getattr(args, name)}" for name in ("partition", "time", "gpus") if getattr(args, name)]
+    options += [f"--{option}" for option in args.sbatch]
+    again = shlex.join([sys.executable, str(ROOT / "tools/benchmark.py"), *(w for w in sys.argv[1:] if w != "--slurm")])
+    names = " ".join(shlex.quote(job.folder) for job in left)
+    script = f"#!/bin/bash\nruns=({names})\ncd {shlex.quote(os.getcwd())}\n"
+    script += f'exec {again} --task "${{runs[$SLURM_ARRAY_TASK_ID]}}"\n'
     try:
-        ended = subprocess.run(["sbatch"], input=script, text=True, capture_output=True)
+        ended = subprocess.run(["sbatch", *options], input=script, text=True, capture_output=True)
     except FileNotFoundError:
         raise SystemExit("error: --slurm, but there is no sbatch here; submit from a machine of the cluster") from None
     if ended.returncode:
-        raise SystemExit(f"error: sbatch refused the array ({ended.stderr.strip()}); it was sent:\n{script}")
-    print(
-        f"{ended.stdout.strip()}: {len(left)} of {len(listed)} runs\nwhen they have ended, the same command submits "
-        "what is left, and --report-only in place of --slurm writes the report"
-    )
+        raise SystemExit(f"error: sbatch refused the array ({ended.stderr.strip()}); called with {shlex.join(options)}")
+    print(f"{ended.stdout.strip()}: {len(left)} of {len(listed)} runs. When they have ended, the same command submits")
+    print("what is left, and --report-only in place of --slurm writes the report")
+    return int(bool(others or without))
+
+
+def task(name: str, listed: list[Job], args: Args) -> int:
+    """Run the job with that run folder; the exit status is 0 for a run that ended, also where a seed diverged."""
+    (job,) = (job for job in listed if job.folder == name)
+    status = run(job, args)
+    if status == LOCKED:
+        print(f"{name}: left out, another process runs it", file=sys.stderr)
+    return 0 if status in (0, 3) else status if status > 0 else 128 - status
 
 
 def main(args: Args) -> int:
-    """What the command line asks for; returns the exit status, 1 where a run is not complete."""
+    """What the command line asks for; returns the exit status, 1 where a run that was to be made is not complete."""
     args, env_ids = resolve(args)
     listed = jobs(
         args.name, env_ids, args.seeds, args.iterations, args.online_steps, args.eval_every, args.eval_episodes
     )
-    if args.task is not None:
-        if not 0 <= args.task < len(listed):
-            raise SystemExit(f"error: --task {args.task}: there are {len(listed)} jobs, from 0")
-        return run(listed[args.task], args)
+    if args.task is not None and args.task not in (names := [job.folder for job in listed]):
+        raise SystemExit(f"error: --task {args.task}: it has to be one of {', '.join(names)}")
     if args.dry_run:
         dry_run(listed, args)
         return 0
+    try:
+        args.run_dir.mkdir(parents=True, exist_ok=True)
+        args.reports.mkdir(parents=True, exist_ok=True)
+        for folder in (args.run_dir, args.reports):
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise SystemExit(f"error: {error}; --run-dir and --reports have to be folders that can be written") from None
+    if args.task is not None:
+        return task(args.task, listed, args)
     if args.slurm:
-        submit(listed, args)
-        return 0
+        return submit(listed, args)
     complete = args.report_only or run_here(listed, args)
-    report.write(args.name, args.dataset, env_ids, args.seeds, args.run_dir, args.reports)
+    report.write(args.name, args.dataset, listed, args.seeds, args.run_dir, args.reports)
     return 0 if complete else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Args)))
+    try:
+        sys.exit(main(tyro.cli(Args)))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues")

@@ -4,8 +4,10 @@ Where the paper's text does not say which datasets or values it used, they are o
 grids of Figures 1 and 2, and everything on `-local` data. tools/benchmark.py runs the jobs, tools/report.py reads them.
 """
 
+import functools
+import importlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -55,8 +57,23 @@ class Job:
     @property
     def folder(self) -> str:
         """Name of its run folder."""
-        first, seeds = self.flags.get("seed", 0), self.flags["num_seeds"]
-        return f"{self.env_id}__{self.setting.name}__s{first}-{first + seeds - 1}"
+        return f"{self.env_id}__{self.setting.name}__s0-{self.flags['num_seeds'] - 1}"
+
+    @property
+    def settings(self) -> dict[str, float | int | str]:
+        """What config.json of its run has to hold: every setting of the script that changes results, resolved."""
+        return resolved(self.setting.script, self.env_id, tuple(self.flags.items()))
+
+
+@functools.cache
+def resolved(script: str, env_id: str, flags: tuple[tuple[str, float | int | bool], ...]) -> dict:
+    """All settings that these flags mean to the script, as it writes them into config.json."""
+    module = importlib.import_module(script)
+    args = vars(module.resolve(module.Args(env_id=env_id, **dict(flags))))
+    kept = {key: value for key, value in args.items() if key not in module.MACHINE | {"exp_name"}}
+    return {"script": script} | {
+        key: value if isinstance(value, int | float) else str(value) for key, value in kept.items()
+    }
 
 
 def tasks(kind: str, qualities: tuple[str, ...] = (), antmaze: bool = False) -> list[str]:
@@ -104,6 +121,7 @@ LOCOMOTION = [tasks(kind, QUALITIES) for kind in ("v2", "local")]
 MAZES = [tasks(kind, antmaze=True) for kind in ("v2", "local")]
 ALL = [gym + mazes for gym, mazes in zip(LOCOMOTION, MAZES)]
 ON_LOCAL = "on local data, locomotion stands in for AntMaze"
+AN_IMAGE = "the datasets, Table 2's: the paper's is an image"
 
 EXPERIMENTS = {
     "table1": Experiment(
@@ -117,19 +135,19 @@ EXPERIMENTS = {
     "table4": Experiment(
         "Table 4: online fine-tuning", MAZES[0], MEDIUM[1] + MAZES[1], FINETUNED, f"random steps of TD3; {ON_LOCAL}"
     ),
-    "table6": Experiment("Table 6: ten seeds, 95 % confidence intervals", *ALL, [DMG], seeds=10),
+    "table6": Experiment("Table 6: ten seeds, 95 % confidence intervals", *ALL, [DMG], AN_IMAGE, seeds=10),
     "figure1": Experiment("Figure 1: mixture coefficient λ at ν = 0.1", *MEDIUM, LAMBDAS, "datasets and the grid of λ"),
     "figure2": Experiment("Figure 2: penalty coefficient ν at λ = 0.25", *MEDIUM, NUS, "datasets and the grid of ν"),
     "figure3": Experiment(
         "Figure 3: wall clock",
         ["halfcheetah-medium-replay-v2"],
         ["halfcheetah-medium-replay-local"],
-        [DMG, ABLATION, TD3BC],
+        [replace(setting, name=f"{setting.name}-timed") for setting in (DMG, ABLATION, TD3BC)],
         "which methods, apart from DMG; one job at a time",
         seeds=1,
     ),
-    "figure4": Experiment("Figure 4: learning curves on locomotion", *LOCOMOTION, [DMG]),
-    "figure5": Experiment("Figure 5: learning curves on AntMaze", *MAZES, [DMG]),
+    "figure4": Experiment("Figure 4: learning curves on locomotion", *LOCOMOTION, [DMG], AN_IMAGE),
+    "figure5": Experiment("Figure 5: learning curves on AntMaze", *MAZES, [DMG], AN_IMAGE),
     "figure6": Experiment(
         "Figure 6: fine-tuning curves", MAZES[0], MEDIUM[1] + MAZES[1], FINETUNED, f"random steps of TD3; {ON_LOCAL}"
     ),
@@ -145,14 +163,15 @@ def jobs(
     eval_every: int | None = None,
     eval_episodes: int | None = None,
 ) -> list[Job]:
-    """The jobs of an experiment on these datasets, always in the same order. `eval_every` None: the paper's protocol
-    in a run of the paper's length or longer, else a tenth of the run."""
+    """The jobs of an experiment on these datasets. `eval_every` None: the paper's protocol in a run of the paper's
+    length or longer, else a tenth of the run, or of the longer one of its two phases."""
     listed = []
     for env_id in env_ids:
         for setting in EXPERIMENTS[name].settings:
             flags = {"num_seeds": seeds, **setting.flags}
-            length = online_steps if setting.script == "dmg_finetune" else iterations
+            length = iterations
             if setting.script == "dmg_finetune":
+                length = online_steps if "scratch" in flags else max(iterations, online_steps)
                 flags["online_steps"] = online_steps
                 if "scratch" in flags:  # TD3's 25,000 random steps, as a share of a million
                     flags["warmup_steps"] = online_steps // 40

@@ -13,8 +13,10 @@ number beside ours, the same for every seed by itself, and PNG and SVG for figur
 folders' eval.csv, metrics.csv and config.json, the paper's from tools/paper.json.
 """
 
+import contextlib
 import csv
 import json
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
@@ -28,7 +30,7 @@ import tyro
 from scipy import stats
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
-from experiments import EXPERIMENTS, Setting
+from experiments import EXPERIMENTS, Job, Setting, resolved
 
 from dmg_iql import normalized_score
 
@@ -36,7 +38,8 @@ PAPER = json.loads((Path(__file__).parent / "paper.json").read_text())
 EXIT = "exit status "  # what benchmark.py writes at the end of a job's log, before the number
 MACHINE = set("run_dir dataset_path dataset save_every resume overwrite device cudagraphs threads eval_workers".split())
 ABOUT = set("device_name torch numpy mujoco gymnasium script_sha256".split())  # provenance: may differ within a cell
-FREE = MACHINE | ABOUT | {"seed", "num_seeds", "checkpoint", "log_every"}  # all other settings may not
+FREE = MACHINE | ABOUT | {"seed", "num_seeds", "exp_name"}  # all other settings may not
+LENGTHS = set("iterations online_steps warmup_steps eval_every eval_episodes log_every".split())
 
 
 @dataclass
@@ -68,12 +71,16 @@ def read_run(folder: Path) -> dict:
         with (folder / "eval.csv").open() as file:
             rows = list(csv.DictReader(file))
         with (folder / "metrics.csv").open() as file:
-            last = {int(row["seed"]): row for row in csv.DictReader(file)}
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {folder} is not a run folder ({error})") from None
-    scores = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        scores[int(row["iteration"]), int(row["env_steps"])][int(row["seed"])].append(float(row["score"]))
+            last = {int(row["seed"]): row for row in csv.DictReader(file) if row["diverged"]}
+        scores = defaultdict(lambda: defaultdict(list))
+        for row in rows:
+            if row["score"] is not None:  # or the row is cut: the run is going on
+                scores[int(row["iteration"]), int(row["env_steps"])][int(row["seed"])].append(float(row["score"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise SystemExit(f"error: {folder} is not a run folder ({type(error).__name__}: {error})") from None
+    episodes = [sum(map(len, values.values())) for values in scores.values()]
+    if len(episodes) > 1 and episodes[-1] < episodes[0]:
+        scores.popitem()  # an evaluation of which the file does not have every episode yet
     if not scores:
         raise SystemExit(f"error: {folder} has no evaluation yet; run {config.get('script')}.py on it with --resume")
     seeds = list(next(iter(scores.values())))
@@ -95,7 +102,7 @@ def run_folders(paths: Iterable[Path]) -> list[Path]:
     """The paths themselves, those of folders that hold run folders being replaced by these."""
     found = []
     for path in paths:
-        inside = sorted(child.parent for child in path.glob("*/config.json")) if path.is_dir() else []
+        inside = sorted(child.parent for child in path.glob("**/config.json")) if path.is_dir() else []
         found += inside if inside and not (path / "config.json").exists() else [path]
     return found
 
@@ -112,8 +119,13 @@ def dataset_score(config: dict) -> float:
 
 
 def show(scores: np.ndarray) -> str:
-    """Mean ± sample standard deviation over seeds."""
-    return f"{scores.mean():.1f}" + (f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else "")
+    """Mean ± sample standard deviation over seeds. A score that is not finite (a diverged policy's) is left out, which
+    is said; where none is finite: diverged."""
+    kept = scores[np.isfinite(scores)]
+    if not len(kept):
+        return "diverged"
+    text = f"{kept.mean():.1f}" + (f" ± {kept.std(ddof=1):.1f}" if len(kept) > 1 else "")
+    return text + (f" without {len(scores) - len(kept)} that has no score" if len(kept) < len(scores) else "")
 
 
 def table(runs: list[dict]) -> str:
@@ -154,15 +166,21 @@ class Cell:
 
     @property
     def best(self) -> tuple[np.ndarray, int]:
-        """[seeds] at the evaluation whose mean over seeds is highest, and its iteration."""
-        curve = self.joined("curve")
-        at = np.nan_to_num(curve.mean(1), nan=-np.inf).argmax()
-        return curve[at], int(self.runs[0]["iterations"][at])
+        """[seeds] at the evaluation (of the online phase, if there is one) whose mean over seeds is highest, and its
+        iteration."""
+        curve, steps = self.joined("curve"), self.runs[0]["env_steps"]
+        means = np.where((steps > 0) | (steps.max() == 0), np.nan_to_num(curve.mean(1), nan=-np.inf), -np.inf)
+        return curve[means.argmax()], int(self.runs[0]["iterations"][means.argmax()])
 
     @property
     def offline(self) -> np.ndarray:
         """[seeds]: score at the end of the offline phase."""
         return self.joined("curve")[self.runs[0]["env_steps"] == 0][-1]
+
+    @property
+    def adds(self) -> bool:
+        """Whether it can be part of a sum: it has runs, and no score that is not finite."""
+        return bool(self.runs) and bool(np.isfinite(self.last).all())
 
     @property
     def regret(self) -> float:
@@ -180,55 +198,64 @@ class Cell:
         if not self.runs:
             return self.note
         top, _ = self.best
-        return show(self.last) + (f" (best {top.mean():.1f})" if best else "") + self.marks()
+        finite = np.isfinite(top).any()
+        return show(self.last) + (f" (best {np.nanmean(top):.1f})" if best and finite else "") + self.marks()
 
     def pair(self) -> str:
-        """offline → fine-tuned."""
-        return f"{show(self.offline)} → {show(self.last)}{self.marks()}" if self.runs else self.note
+        """offline → fine-tuned (best)."""
+        return f"{show(self.offline)} → {self.text()}" if self.runs else self.note
 
 
-def read_cell(run_dir: Path, env_id: str, setting: Setting, seeds: int) -> Cell:
-    """The cell's runs: the one of just these seeds, else all that hold some of them. Raises SystemExit, naming them,
-    where they have settings that differ from each other's or from the cell's, or a seed twice."""
+def read_cell(run_dir: Path, env_id: str, setting: Setting, seeds: int, job: Job | None = None) -> Cell:
+    """The cell's runs: the one of just these seeds, else those that hold some of them, the longer ones first, no seed
+    twice. With `job`, a run has to have all its settings, else those that the setting means; one that has others does
+    not count, and the cell's note says so. Raises SystemExit, naming them, where runs differ from each other."""
     found = {}
     for folder in sorted(run_dir.glob(f"{env_id}__{setting.name}__s*-*")):
         first, _, last = folder.name.rsplit("__s", 1)[1].partition("-")
         if first.isdigit() and last.isdigit() and int(last) < seeds:
-            found[int(first), int(last)] = folder
-    folders = [found[0, seeds - 1]] if (0, seeds - 1) in found else [found[key] for key in sorted(found)]
-    cell, states = Cell(seeds), []
-    for folder in folders or [run_dir / f"{env_id}__{setting.name}__s0-{seeds - 1}"]:
-        failed = failure(run_dir / "logs" / f"{folder.name}.log")
-        if (folder / "done").exists():
-            cell.runs.append(read_run(folder))
-        elif not (folder / "config.json").exists():
-            states.append(failed or "missing")
+            found[folder] = set(range(int(first), int(last) + 1))
+    folders, there = [], set()
+    for folder in sorted(found, key=lambda folder: (-len(found[folder]), folder.name)):
+        if not there & found[folder]:
+            folders.append(folder)
+            there |= found[folder]
+    wanted = job.settings if job else resolved(setting.script, env_id, tuple(setting.flags.items()))
+    wanted = {key: value for key, value in wanted.items() if key not in FREE | (set() if job else LENGTHS)}
+    cell, notes, others = Cell(seeds), [], []
+    for folder in sorted(folders) or [run_dir / f"{env_id}__{setting.name}__s0-{seeds - 1}"]:
+        if not (folder / "done").exists():
+            state = "unfinished" if (folder / "config.json").exists() else "missing"
+            notes.append(failure(run_dir / "logs" / f"{folder.name}.log") or state)
+            continue
+        run = read_run(folder)
+        if differ := differing(run["config"], wanted):
+            notes.append(f"other settings: {differ}")
+            others.append(run)
         else:
-            states.append(failed or "unfinished")
-    cell.note = ", ".join(dict.fromkeys(states))
-    check_cell(cell.runs, env_id, setting)
+            cell.runs.append(run)
+    cell.note = ", ".join(dict.fromkeys(notes))
+    check_cell(cell.runs + others if cell.runs else [])
     return cell
+
+
+def differing(config: dict, wanted: dict) -> str:
+    """What a run's config.json has other than wanted."""
+    return "; ".join(f"{key} {config.get(key)}, not {wanted[key]}" for key in wanted if config.get(key) != wanted[key])
 
 
 def failure(log: Path) -> str:
     """How the job of this log failed, if it did: an interrupted one only is not complete."""
     if not log.is_file():
         return ""
-    *before, end = log.read_text(errors="replace").rstrip().rpartition("\n")
-    status = end.partition(EXIT)[2]
-    stopped = status in ("", "0", "3", "-2", "-15") or "interrupted;" in before[0][-200:]
+    text = log.read_text(errors="replace").rstrip()
+    status = text.rpartition("\n")[2].partition(EXIT)[2]
+    stopped = status in ("", "0", "3", "-1", "-2", "-15") or "interrupted;" in text.rpartition(".py --env-id ")[2]
     return "" if stopped else f"failed (exit status {status})"
 
 
-def check_cell(runs: list[dict], env_id: str, setting: Setting) -> None:
-    """Raise SystemExit, naming the runs, where they are not one setting on one dataset."""
-    promised = {"env_id": env_id, "script": setting.script, **setting.flags}
-    for run in runs:
-        if differ := [f"{key} {run['config'].get(key)}" for key in promised if run["config"].get(key) != promised[key]]:
-            wanted = ", ".join(f"{key} {promised[key]}" for key in promised)
-            raise SystemExit(
-                f"error: {run['folder']} has {', '.join(differ)} and {setting.name} is {wanted}; move it away"
-            )
+def check_cell(runs: list[dict]) -> None:
+    """Raise SystemExit, naming the runs, where they differ in what changes results."""
     for run in runs[1:]:
         keys = (set(run["config"]) | set(runs[0]["config"])) - FREE
         if differ := sorted(key for key in keys if run["config"].get(key) != runs[0]["config"].get(key)):
@@ -237,11 +264,6 @@ def check_cell(runs: list[dict], env_id: str, setting: Setting) -> None:
                 + ", ".join(f"{key} ({runs[0]['config'].get(key)}, {run['config'].get(key)})" for key in differ)
                 + "; move one of them away"
             )
-        if not np.array_equal(run["iterations"], runs[0]["iterations"]):
-            raise SystemExit(f"error: {runs[0]['folder']} and {run['folder']} were evaluated at other iterations")
-    seeds = [seed for run in runs for seed in run["seeds"]]
-    if len(set(seeds)) < len(seeds):
-        raise SystemExit(f"error: {', '.join(str(run['folder']) for run in runs)} have a seed in common; move one away")
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------
@@ -269,21 +291,30 @@ def iqm(samples: list[np.ndarray]) -> tuple[float, float, float]:
 
 def total(cells: list[Cell]) -> str:
     """Sum of the means, as the paper adds them, of last scores."""
-    there = [cell.last.mean() for cell in cells if cell.runs]
-    return f"{sum(there):.1f}" + (f" ({len(cells) - len(there)} missing)" if len(there) < len(cells) else "")
+    there = [cell.last.mean() for cell in cells if cell.adds]
+    return (f"{sum(there):.1f}" if there else "none") + left_out(cells)
+
+
+def left_out(cells: list[Cell]) -> str:
+    """How many of them a sum or a mean could not take in, and how many have marks."""
+    missing, marked = sum(not cell.runs for cell in cells), sum(bool(cell.adds and cell.marks()) for cell in cells)
+    words = [f"{missing} missing"] if missing else []
+    words += [f"{lost} diverged"] if (lost := len(cells) - missing - sum(cell.adds for cell in cells)) else []
+    words += [f"{marked} with diverged or missing seeds"] if marked else []
+    return f" ({', '.join(words)})" if words else ""
 
 
 def total_pair(cells: list[Cell]) -> str:
     """Sums of the offline and of the last scores."""
-    there = [cell.offline.mean() for cell in cells if cell.runs]
-    return f"{sum(there):.1f} → {total(cells)}"
+    there = [cell.offline.mean() for cell in cells if cell.adds]
+    return f"{sum(there):.1f} → {total(cells)}" if there else total(cells)
 
 
 def iqm_text(cells: list[Cell]) -> str:
     """IQM [interval] over the datasets that are there."""
-    samples = [cell.last for cell in cells if cell.runs]
+    samples = [cell.last for cell in cells if cell.adds]
     if not samples:
-        return "missing"
+        return "none"
     point, low, high = iqm(samples)
     words = f"{point:.1f} [{low:.1f}, {high:.1f}]" if np.isfinite(low) else f"{point:.1f}"
     return words + (f" ({len(samples)} of {len(cells)} datasets)" if len(samples) < len(cells) else "")
@@ -406,7 +437,7 @@ def table4(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
         if d4rl:
             entry = PAPER["table4_finetune"][env_id]
             row += [f"{entry['TD3_online_from_scratch']}"] + [f"{entry[a]} → {entry[b]}" for a, b in pairs]
-        row += [ours[scratch].text(best=False), ours[ablation].pair(), ours[dmg].pair()]
+        row += [ours[scratch].text(), ours[ablation].pair(), ours[dmg].pair()]
         row.append(
             ", ".join(f"{ours[name].regret:.1f}" if ours[name].runs else "-" for name in (scratch, ablation, dmg))
         )
@@ -471,7 +502,7 @@ def figure3_table(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
         hours = f"{paper['DMG_hours_per_1e6_iterations']}"
         rows = [[paper["dataset"], "DMG (paper)", hours, "1,000,000 iterations", hours, paper["gpu"]]]
     for env_id, settings in cells.items():
-        for name, cell in settings.items():
+        for name, cell in ((name.removesuffix("-timed"), cell) for name, cell in settings.items()):
             for run in cell.runs:
                 million = run["hours"] * 1e6 / run["iterations"][-1]
                 where = f"{run['config']['device_name']}, {run['config']['threads']} thread(s)"
@@ -539,13 +570,21 @@ def draw_grid(cells: Cells, name: str):  # noqa: ANN201
         for axis, what in zip(axes[:, column], ("last", "q")):
             values = [ours[s.name].last if what == "last" else ours[s.name].joined("q") for s in there]
             x = np.array([setting.flags[key] for setting in there])
-            mean, spread = (np.array([f(v) for v in values]) for f in (np.mean, lambda v: v.std(ddof=int(len(v) > 1))))
+            kept = [value[np.isfinite(value)] for value in values]
+            mean = np.array([value.mean() if len(value) else np.nan for value in kept])
+            spread = np.array([value.std(ddof=1) if len(value) > 1 else 0 for value in kept])
             axis.plot(x, mean, marker="o", markersize=3)
             axis.fill_between(x, mean - spread, mean + spread, alpha=0.2)
             for position, value, setting in zip(x, values, there):
-                lost = ours[setting.name].joined("diverged")
-                height = np.nan_to_num(value[lost], posinf=0, neginf=0)
-                axis.plot([position] * lost.sum(), height, "x", color="tab:red", markersize=9, markeredgewidth=2)
+                lost, finite = ours[setting.name].joined("diverged"), np.isfinite(value)
+                cross = {"color": "tab:red", "markersize": 9, "markeredgewidth": 2, "clip_on": False}
+                axis.plot([position] * (lost & finite).sum(), value[lost & finite], "x", **cross)
+                below = axis.get_xaxis_transform()  # no height of its own: on the lower edge
+                axis.plot(
+                    [position] * (lost & ~finite).sum(), [0] * (lost & ~finite).sum(), "x", transform=below, **cross
+                )
+                if what == "q" and lost.any():
+                    axis.set_yscale("symlog")
             axis.set(xlabel=symbol, ylabel="score on D4RL's scale" if what == "last" else "mean Q")
             grid = [setting.flags[key] for setting in EXPERIMENTS[name].settings]
             if key == "nu":
@@ -565,7 +604,7 @@ def draw_hours(cells: Cells, name: str):  # noqa: ANN201
     """Figure 3: hours per million iterations."""
     figure, axes = panels(len(cells))
     for axis, (env_id, ours) in zip(axes.flat, cells.items()):
-        bars = {key: cell.runs[0] for key, cell in ours.items() if cell.runs}
+        bars = {key.removesuffix("-timed"): cell.runs[0] for key, cell in ours.items() if cell.runs}
         values = [run["hours"] * 1e6 / run["iterations"][-1] for run in bars.values()]
         axis.bar_label(axis.bar(list(bars), values, width=0.6), fmt="%.2f", fontsize=8)
         axis.tick_params(axis="x", labelsize=7)
@@ -617,8 +656,11 @@ def markdown(header: list[str], rows: Rows) -> str:
 def caption(name: str, d4rl: bool, seeds: int) -> str:
     """What the numbers are."""
     words = "Scores on D4RL's scale (0 a random, 100 an expert policy; AntMaze: success in %). "
-    words += f"Ours: the last checkpoint, mean ± sample standard deviation over {seeds} seed(s) of the mean over an "
-    words += "evaluation's episodes; *best*: the highest mean over seeds of any evaluation, chosen in hindsight. "
+    words += (
+        f"Ours: the last checkpoint, mean ± sample standard deviation over {seeds} seed(s) (or what a cell says) of "
+    )
+    words += "the mean over an evaluation's episodes; *best*: the highest mean over seeds of any evaluation, chosen in "
+    words += "hindsight. "
     if name == "table6":
         words += "95 % CI: Student's t over seeds. "
     if name == "table4":
@@ -627,10 +669,14 @@ def caption(name: str, d4rl: bool, seeds: int) -> str:
         words += "Totals add means; IQM: interquartile mean over datasets and seeds, with a 95 % stratified bootstrap "
         words += "interval. "
     words += "The in-sample ablation (`--lam 0 --nu inf`) is not the published IQL, XQL or SQL. "
-    words += "Diverged: critic not finite, or mean |Q| above 100 max|r| / (1 − γ), at a log. "
-    if d4rl:
+    words += "Diverged: critic or V not finite, or mean |Q| above 100 max|r| / (1 − γ), at a log. "
+    if name.startswith("figure"):
+        words += "Shaded: ± one sample standard deviation over seeds. "
+    if name in ("figure1", "figure2"):
+        words += "×: a diverged seed, on the lower edge where it has no finite value. "
+    if d4rl and name in LAYOUTS:
         words += "The paper's numbers: 1,000,000 iterations, 5 seeds (its Tables 2 to 4). "
-    else:
+    if not d4rl:
         words += (
             "The datasets were collected here: these are **not** D4RL results, and the paper's are not beside them. "
         )
@@ -653,21 +699,32 @@ def provenance(cells: Cells) -> str:
     lines = [f"- runs: {len(runs)} complete, in all {sum(run['hours'] for run in runs):.1f} hours of wall clock"]
     lines += [f"- scripts (SHA-256): {', '.join(scripts) or 'none'}", f"- libraries: {versions}"]
     lines += [f"- device: {values('device_name')}", f"- datasets (SHA-256): {', '.join(hashes) or 'none'}"]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # a copy without its history
+        version = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        lines += [f"- report: tools/report.py of commit {version}"]
     return "\n".join(lines)
 
 
-def write(name: str, dataset: str, env_ids: list[str], seeds: int, run_dir: Path, out: Path) -> None:
+def write(name: str, dataset: str, listed: list[Job] | list[str], seeds: int, run_dir: Path, out: Path) -> None:
     """Write the report of a table or figure into `out` and print it: NAME-DATASET.md and .csv, -seeds.csv with every
-    seed's numbers, and .png and .svg for a figure. Raises SystemExit where runs of one cell have other settings."""
+    seed's numbers, and .png and .svg for a figure. `listed`: its jobs, whose settings the runs must have, or its
+    dataset ids, for runs of any length. Raises SystemExit where runs of one cell differ."""
     experiment, d4rl = EXPERIMENTS[name], dataset == "d4rl"
+    known = {(job.env_id, job.setting.name): job for job in listed if isinstance(job, Job)}
     cells = {
-        env_id: {setting.name: read_cell(run_dir, env_id, setting, seeds) for setting in experiment.settings}
-        for env_id in env_ids
+        env_id: {
+            setting.name: read_cell(run_dir, env_id, setting, seeds, known.get((env_id, setting.name)))
+            for setting in experiment.settings
+        }
+        for env_id in dict.fromkeys(job.env_id if isinstance(job, Job) else job for job in listed)
     }
+    ids = experiment.d4rl if d4rl else experiment.local
+    part = "" if len(cells) == len(ids) else f", {len(cells)} of its {len(ids)} datasets"
     header, rows = LAYOUTS.get(name, figure_table)(cells, d4rl)
     stem = out / f"{name}-{dataset}"
     out.mkdir(parents=True, exist_ok=True)
-    text = [f"# {experiment.title} ({'D4RL' if d4rl else 'local datasets, not D4RL'})", markdown(header, rows)]
+    text = [f"# {experiment.title} ({'D4RL' if d4rl else 'local datasets, not D4RL'}{part})", markdown(header, rows)]
     if name in DRAWINGS:
         text.insert(1, f"![{experiment.title}]({stem.name}.png)")
         figure = DRAWINGS[name](cells, name)
@@ -702,15 +759,29 @@ def main(args: Args) -> None:
     if args.name:
         experiment = EXPERIMENTS[args.name]
         known = experiment.d4rl if args.dataset == "d4rl" else experiment.local
+        if not known:
+            raise SystemExit(f"error: {args.name} has no local datasets: its ids are AntMaze's; use --dataset d4rl")
         if unknown := [env_id for env_id in args.only if env_id not in known]:
             raise SystemExit(
                 f"error: --only {', '.join(unknown)}: {args.name} of {args.dataset} has {', '.join(known)}"
             )
-        if len(args.runs) != 1 or not args.runs[0].is_dir():
-            raise SystemExit("error: --name needs one folder that holds the run folders, such as runs")
+        if len(args.runs) != 1 or not list(args.runs[0].glob("*__*")):
+            raise SystemExit(
+                "error: --name needs the one folder that holds the run folders: runs, or runs/iterations-<N>"
+            )
+        if args.seeds is not None and args.seeds < 1:
+            raise SystemExit(f"error: --seeds {args.seeds}: it has to be 1 or more")
         env_ids = [env_id for env_id in known if env_id in args.only or not args.only]
         return write(args.name, args.dataset, env_ids, args.seeds or experiment.seeds, args.runs[0], args.reports)
-    runs = sorted(map(read_run, run_folders(args.runs)), key=lambda run: run["config"]["env_id"])  # datasets in turn
+    runs = []
+    for folder in run_folders(args.runs):
+        try:
+            runs.append(read_run(folder))
+        except SystemExit as error:
+            if folder in args.runs or "no evaluation yet" not in str(error):
+                raise
+            print(f"{folder}: no evaluation yet")
+    runs.sort(key=lambda run: run["config"]["env_id"])  # datasets in turn
     kinds = [[run for run in runs if run["config"]["env_id"].endswith(kind)] for kind in ("-v2", "-local")]
     print("\n\n".join(table(kind) for kind in kinds if kind))  # D4RL and local results never in one table
     if args.figure:
