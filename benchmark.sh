@@ -7,7 +7,7 @@
 #                                  --dataset local, --dry-run, --slurm and more: bash benchmark.sh table2 --help
 #   bash benchmark.sh speed        iterations per second beside the usual way of writing the update
 #   bash benchmark.sh test         every test, and the linter
-# Environment: PYTHON (default python3.11, else python3), D4RL_DATASET_DIR (default ~/.d4rl/datasets).
+# Relative paths are relative to this folder. Environment: PYTHON (default python3.11, else python3), D4RL_DATASET_DIR (default ~/.d4rl/datasets).
 set -euo pipefail
 cd "$(dirname "$0")"
 
