@@ -60,19 +60,20 @@ datasets() {
 
 results() {
     environment requirements.txt
-    local iterations=${ITERATIONS:-50000} robot
+    local iterations=${ITERATIONS:-50000} robot runs
+    runs=runs/iterations-$iterations  # where table1 looks for runs of this length, which these are
     for robot in hopper walker2d halfcheetah; do
         data "$robot-medium-local"
     done
     # One job per dataset and setting, two at a time, one core each; a job that is complete or cut short is skipped or resumed.
     for robot in hopper walker2d halfcheetah; do
-        local common="--env-id $robot-medium-local --num-seeds 2 --iterations $iterations --eval-every 5000 --threads 1 --resume"
+        local common="--env-id $robot-medium-local --num-seeds 2 --iterations $iterations --eval-every 5000 --threads 1 --resume --run-dir $runs"
         echo "$common --exp-name DMG"
         echo "$common --exp-name in-sample-ablation --lam 0 --nu inf"
         echo "$common --exp-name TD3+BC-like --lam 1 --nu 0.4 --temperature 0"
     done | OMP_NUM_THREADS=1 xargs -P "${JOBS:-2}" -L 1 python dmg_iql.py ||
         echo "a job failed or diverged (see above); the report shows what there is" >&2
-    python tools/report.py runs/*-medium-local__{DMG,in-sample-ablation,TD3+BC-like}__s0-1 --figure docs/results-local.png
+    python tools/report.py "$runs"/*-medium-local__{DMG,in-sample-ablation,TD3+BC-like}__s0-1 --figure docs/results-local.png
 }
 
 case "${1:-}" in
