@@ -7,12 +7,13 @@
 #                                  --dataset local, --dry-run, --slurm and more: bash benchmark.sh table2 --help
 #   bash benchmark.sh speed        iterations per second beside the usual way of writing the update
 #   bash benchmark.sh test         every test, and the linter
-# Relative paths are relative to this folder. Environment: PYTHON (default python3.11, else python3), D4RL_DATASET_DIR (default ~/.d4rl/datasets).
+# Environment: PYTHON (default python3.11, else python3), D4RL_DATASET_DIR (default ~/.d4rl/datasets).
+# Relative paths are relative to this folder.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 usage() {
-    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 
@@ -65,9 +66,10 @@ results() {
     for robot in hopper walker2d halfcheetah; do
         data "$robot-medium-local"
     done
-    # One job per dataset and setting, two at a time, one core each; a job that is complete or cut short is skipped or resumed.
+    # One job per dataset and setting, two at a time, one core each; one that is complete or cut short is skipped or resumed.
     for robot in hopper walker2d halfcheetah; do
-        local common="--env-id $robot-medium-local --num-seeds 2 --iterations $iterations --eval-every 5000 --threads 1 --resume --run-dir $runs"
+        local common="--env-id $robot-medium-local --num-seeds 2 --iterations $iterations --eval-every 5000 --threads 1"
+        common+=" --resume --run-dir $runs"
         echo "$common --exp-name DMG"
         echo "$common --exp-name in-sample-ablation --lam 0 --nu inf"
         echo "$common --exp-name TD3+BC-like --lam 1 --nu 0.4 --temperature 0"

@@ -66,6 +66,15 @@ def tables(text: str) -> list[list[dict[str, str]]]:
     return found
 
 
+def test_results_stand_twice_and_are_the_same() -> None:
+    """The README's table of first results is also on the page of its script."""
+    row = re.compile(r"\| \w+-medium-local \| (?:DMG|in-sample-ablation|TD3\+BC-like) .*")
+    rows = [
+        [match[0] for match in row.finditer((ROOT / page).read_text())] for page in ("README.md", "docs/dmg_iql.md")
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 9
+
+
 # ---- reading the scripts ---------------------------------------------------------------------------------------------
 @functools.cache
 def parsed(path: str) -> tuple[str, dict[str, ast.AST]]:
