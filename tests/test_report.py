@@ -344,6 +344,18 @@ def test_a_seed_without_a_value_is_marked_on_the_edge(tmp_path: Path) -> None:
     assert cross.get_transform() == axis.get_xaxis_transform()
 
 
+@pytest.mark.parametrize("lost", [(), (1,)])
+def test_panels_fill_the_figure(tmp_path: Path, lost: tuple[int, ...]) -> None:
+    """Marks, also those on the edge, leave the panels their room: each has most of its half of the figure."""
+    for env_id, setting in itertools.product((HOPPER, WALKER), experiments.LAMBDAS):
+        make_run(tmp_path, env_id, setting, [[10, float("nan") if lost else 30]], diverged=lost)
+    cells = {e: {s.name: report.read_cell(tmp_path, e, s, 2) for s in experiments.LAMBDAS} for e in (HOPPER, WALKER)}
+    figure = report.draw_grid(cells, "figure1")
+    figure.tight_layout()
+    for axis in figure.axes:
+        assert axis.get_position().width > 0.35 and axis.get_position().height > 0.3
+
+
 @pytest.mark.parametrize("name", ["figure4", "figure6"])
 def test_curves(tmp_path: Path, name: str) -> None:
     """Figure 4: the means over seeds against iterations. Figure 6: from the end of the offline phase on, against online

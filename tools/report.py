@@ -577,12 +577,11 @@ def draw_grid(cells: Cells, name: str):  # noqa: ANN201
             axis.fill_between(x, mean - spread, mean + spread, alpha=0.2)
             for position, value, setting in zip(x, values, there):
                 lost, finite = ours[setting.name].joined("diverged"), np.isfinite(value)
-                cross = {"color": "tab:red", "markersize": 9, "markeredgewidth": 2, "clip_on": False}
-                axis.plot([position] * (lost & finite).sum(), value[lost & finite], "x", **cross)
-                below = axis.get_xaxis_transform()  # no height of its own: on the lower edge
-                axis.plot(
-                    [position] * (lost & ~finite).sum(), [0] * (lost & ~finite).sum(), "x", transform=below, **cross
-                )
+                places = [(height, axis.transData) for height in value[lost & finite]]
+                places += [(0, axis.get_xaxis_transform())] * (lost & ~finite).sum()  # no height: on the lower edge
+                for height, transform in places:
+                    cross = {"color": "tab:red", "markersize": 9, "markeredgewidth": 2, "transform": transform}
+                    axis.plot([position], [height], "x", **cross)
                 if what == "q" and lost.any():
                     axis.set_yscale("symlog")
             axis.set(xlabel=symbol, ylabel="score on D4RL's scale" if what == "last" else "mean Q")
