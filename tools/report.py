@@ -602,13 +602,15 @@ def draw_grid(cells: Cells, name: str):  # noqa: ANN201
 def draw_hours(cells: Cells, name: str):  # noqa: ANN201
     """Figure 3: hours per million iterations."""
     figure, axes = panels(len(cells))
-    for axis, (env_id, ours) in zip(axes.flat, cells.items()):
-        bars = {key.removesuffix("-timed"): cell.runs[0] for key, cell in ours.items() if cell.runs}
+    for axis, (env_id, timed) in zip(axes.flat, cells.items()):
+        ours = {key.removesuffix("-timed"): cell for key, cell in timed.items()}
+        bars = {key: cell.runs[0] for key, cell in ours.items() if cell.runs}
         values = [run["hours"] * 1e6 / run["iterations"][-1] for run in bars.values()]
         axis.bar_label(axis.bar(list(bars), values, width=0.6), fmt="%.2f", fontsize=8)
         axis.tick_params(axis="x", labelsize=7)
         axis.set(title=env_id, ylabel="hours per 1,000,000 iterations")
         axis.title.set_size(9)
+        axis.margins(y=0.3)  # room for what is missing
         without_data(axis, ours)
     return figure
 
