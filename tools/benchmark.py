@@ -104,16 +104,7 @@ def resolve(args: Args) -> tuple[Args, list[str]]:
             raise SystemExit(
                 f"error: --only {env_id} is not in {args.name} of {args.dataset}; it has {', '.join(close)}"
             )
-    for flag in (
-        "seeds",
-        "iterations",
-        "online_steps",
-        "eval_every",
-        "eval_episodes",
-        "workers",
-        "threads",
-        "array_limit",
-    ):
+    for flag in "seeds iterations online_steps eval_every eval_episodes workers threads array_limit".split():
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise SystemExit(f"error: --{flag.replace('_', '-')} {value}: it has to be 1 or more")
@@ -282,10 +273,8 @@ def run_here(listed: list[Job], args: Args) -> bool:
             print(f"error: {failed[job.folder]}", file=sys.stderr)
     left, without = with_data(left, args)
     failed |= without
-    print(
-        f"{len(listed)} runs, {len(left)} of them to be run, {min(args.workers, max(len(left), 1))} at a time",
-        flush=True,
-    )
+    at_once = min(args.workers, max(len(left), 1))
+    print(f"{len(listed)} runs, {len(left)} of them to be run, {at_once} at a time", flush=True)
     slots = queue.Queue()
     devices = [gpus()[k] for k in args.devices] or gpus()
     for k in range(args.workers):
