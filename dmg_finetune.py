@@ -844,11 +844,8 @@ def train(args: Args) -> int:
     if first == args.iterations == 0:
         evaluate(0, 0)
     for t in (bar := tqdm(range(first, total), initial=first, total=total, mininterval=1)):
-        iteration, last, step = (
-            t + 1,
-            t + 1 == total,
-            t - args.iterations,
-        )  # step: of the online phase, where it is >= 0
+        iteration, last = t + 1, t + 1 == total
+        step = t - args.iterations  # of the online phase, where it is 0 or more
         if step < 0:
             if t % BLOCK == 0 or t == first:
                 indices, noise = draw_block(args, t // BLOCK, rows, dims[1])
