@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every experiment by name; each command makes its own environment (.venv) with Python 3.11 first.
 #   bash benchmark.sh quickstart   collect hopper-medium-local, train DMG on it, print its score, draw its learning curve
-#   bash benchmark.sh datasets     collect the fifteen local locomotion datasets, and list them in docs/datasets.md
+#   bash benchmark.sh datasets     collect the 21 local datasets, and list them in docs/datasets.md
 #   bash benchmark.sh results      DMG and two other settings on three robots' medium-local (hours; continues where stopped)
 #   bash benchmark.sh NAME ...     a table or figure of the paper: table1 table2 table3 table4 table6 figure1 ... figure6;
 #                                  --dataset local, --dry-run, --slurm and more: bash benchmark.sh table2 --help
@@ -29,6 +29,7 @@ environment() {
         [ -x .venv/bin/python ] || "$python" -m venv .venv
         echo "installing $1 into .venv (a few minutes) ..." >&2
         .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1"
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps d4rl==1.1 # for its ant.xml
         cat requirements.txt "$1" >"$stamp"
     fi
     PATH=$PWD/.venv/bin:$PATH
@@ -55,6 +56,9 @@ datasets() {
         for quality in random medium medium-replay medium-expert expert; do
             data "$robot-$quality-local"
         done
+    done
+    for quality in umaze umaze-diverse medium-play medium-diverse large-play large-diverse; do
+        data "antmaze-$quality-local"
     done
     python tools/describe_datasets.py --out docs/datasets.md
 }

@@ -75,7 +75,7 @@ from tqdm import tqdm
 class Task:
     """What is learnt from, and where the run goes."""
 
-    env_id: str = "walker2d-medium-v2"  # {hopper,walker2d,halfcheetah}-<quality>-{v2,local: made here}, antmaze-...-v2
+    env_id: str = "walker2d-medium-v2"  # {hopper,walker2d,halfcheetah}-<quality> or antmaze-<task> + -v2, -local (ours)
     exp_name: str | None = None  # part of the run folder's name; None: the script's name and the changed flags
     run_dir: Path = Path("runs")  # parent of the run folder <env-id>__<exp-name>__s<first seed>-<last seed>
     dataset_path: Path | None = None  # a file in D4RL's layout, not the one in $D4RL_DATASET_DIR (~/.d4rl/datasets)
@@ -182,7 +182,7 @@ ANTMAZE = {  # the task's file, without what all have in common, and its size in
 }
 QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
 GYM_TASKS = [f"{robot}-{quality}" for robot in ("hopper", "walker2d", "halfcheetah") for quality in QUALITIES]
-ENV_IDS = [f"{task}-{kind}" for kind in ("v2", "local") for task in GYM_TASKS] + [f"{task}-v2" for task in ANTMAZE]
+ENV_IDS = [f"{task}-{kind}" for kind in ("v2", "local") for task in (*GYM_TASKS, *ANTMAZE)]
 
 
 def preset(env_id: str) -> dict[str, float | bool]:
@@ -227,7 +227,7 @@ def make_env(env_id: str) -> gym.Env:
     try:
         import antmaze  # noqa: F401 (it registers the ids)
 
-        return gym.make(env_id)
+        return gym.make(env_id.replace("-local", "-v2"))
     except ModuleNotFoundError as error:
         raise SystemExit(f"error: {env_id} needs antmaze.py beside this script, and d4rl: {error}") from None
 
@@ -265,11 +265,10 @@ def find_dataset(env_id: str, dataset_path: Path | None = None) -> Path:
     task, kind = env_id.rsplit("-", 1)
     folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
     name, server, failures = f"{task.replace('-', '_')}-{kind}.hdf5", f"{SERVER}/gym_mujoco_v2", ""
-    if task in ANTMAZE:
+    if task in ANTMAZE and kind == "v2":
         name, server = f"Ant_maze_{ANTMAZE[task][0]}_sparse_fixed.hdf5", f"{SERVER}/ant_maze_v2"
     path = dataset_path or folder / name
-    local = task if task in GYM_TASKS else "hopper-medium"
-    collect = f"python tools/collect.py --env-id {local}-local"
+    collect = f"python tools/collect.py --env-id {task}-local"
     if path.is_file():
         try:
             if not dataset_path and kind == "v2":
@@ -298,7 +297,7 @@ def find_dataset(env_id: str, dataset_path: Path | None = None) -> Path:
     mirror = f"Hugging Face's dataset {MIRROR} (revision {REVISION[:7]}) or\n" if MIRROR in sources else ""
     raise SystemExit(
         f"error: no download of {path.name}:{failures}\nPut it at {path}, from {mirror}{server}/{path.name}. "
-        f"Without a network: {collect}, then --env-id {local}-local"
+        f"Without a network: {collect}, then --env-id {task}-local"
     )
 
 

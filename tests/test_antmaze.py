@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import collect
 import gymnasium
 import h5py
 import mujoco
@@ -137,6 +138,32 @@ def test_maps(d4rl_ant: Oracle) -> None:
     """antmaze.MAZES are d4rl's three *_TEST maps; there are twelve in all."""
     assert sorted(d4rl_ant.maps()) == sorted(MAPS)
     assert antmaze.MAZES == {maze: d4rl_ant.rows(name) for maze, name in TEST_MAPS.items()}
+
+
+def test_maps_of_collection(d4rl_ant: Oracle) -> None:
+    """collect.MAPS are the maps that D4RL collected in."""
+    assert collect.MAPS == {maze: d4rl_ant.rows(name.removesuffix("_TEST")) for maze, name in TEST_MAPS.items()}
+
+
+@pytest.mark.parametrize("maze", TEST_MAPS)
+def test_ways_of_collection(d4rl_ant: Oracle, maze: str) -> None:
+    """From any free cell to any other, collect.waypoint goes on to a cell as near it as d4rl's navigation does."""
+    theirs = d4rl_ant.make(d4rl_ant.maps()[TEST_MAPS[maze].removesuffix("_TEST")]).unwrapped
+    ours, rng = collect.make_maze(f"antmaze-{maze}-diverse-local"), np.random.default_rng(0)
+    cells = np.concatenate([ours.goals, ours.starts]) / 4
+    checked = 0
+    for _ in range(300):
+        here, goal = (rng.choice(cells).astype(int) for _ in range(2))
+        ours.goal = goal * 4 + rng.uniform(0, 1.5, 2)
+        way = collect.waypoint(ours, here * 4 + rng.uniform(-1.9, 1.9, 2), rng)
+        row, column = theirs._get_best_next_rowcol([here[1] + 1, here[0] + 1], [goal[1] + 1, goal[0] + 1])
+        steps = collect.steps_to(ours, tuple(goal.tolist()))
+        if (row, column) == (goal[1] + 1, goal[0] + 1):
+            np.testing.assert_array_equal(way, ours.goal)
+        else:
+            assert steps[tuple(np.rint((way - 0.5) / 4).astype(int).tolist())] == steps[column - 1, row - 1]
+            checked += 1
+    assert checked > 50
 
 
 @pytest.mark.parametrize("name", MAPS)

@@ -320,7 +320,6 @@ def test_file_systems_without_locks(
         (["table2", "--only", "hopper-medum-v2"], "closest|hopper-medium-v2"),
         (["table2", "--seeds", "0"], "--seeds 0: it has to be 1 or more"),
         (["table2", "--iterations", "-1"], "--iterations -1"),
-        (["figure5", "--dataset", "local"], "no local datasets"),
         (["figure3", "--workers", "2"], "one job at a time"),
         (["table2", "--rate", "0"], "--rate 0"),
         (["table2", "--task", "99"], "--task 99: it has to be one of halfcheetah-medium-v2__in-sample-ablation__s0-4"),

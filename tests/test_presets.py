@@ -24,11 +24,12 @@ def test_gym(robot: str, quality: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("maze", MAZES)
-def test_antmaze(maze: str) -> None:
+@pytest.mark.parametrize("kind", ["v2", "local"])
+def test_antmaze(maze: str, kind: str) -> None:
     """AntMaze: ν 0.5, τ 0.9, α 10, states as they are, rewards 0 and -1."""
     wanted = ANTMAZE | {"nu": 0.5, "normalize_states": False, "antmaze_reward": True}
-    assert dmg_iql.preset(f"antmaze-{maze}-v2") == wanted
-    args = vars(dmg_iql.resolve(dmg_iql.Args(env_id=f"antmaze-{maze}-v2")))
+    assert dmg_iql.preset(f"antmaze-{maze}-{kind}") == wanted
+    args = vars(dmg_iql.resolve(dmg_iql.Args(env_id=f"antmaze-{maze}-{kind}")))
     assert {key: args[key] for key in wanted | COMMON} == wanted | COMMON
 
 

@@ -412,5 +412,3 @@ def test_report_command_refuses(tmp_path: Path) -> None:
         report.main(report.Args(runs=[tmp_path], name="table2", only=("hopper-v9",)))
     with pytest.raises(SystemExit, match="one folder"):
         report.main(report.Args(runs=[tmp_path / "no"], name="table2"))
-    with pytest.raises(SystemExit, match="no local datasets"):
-        report.main(report.Args(runs=[tmp_path], name="figure5", dataset="local"))

@@ -96,8 +96,6 @@ def resolve(args: Args) -> tuple[Args, list[str]]:
     """Fill in every None but those that stay; returns the dataset ids with it. Raises SystemExit for a bad value."""
     experiment = EXPERIMENTS[args.name]
     known = experiment.d4rl if args.dataset == "d4rl" else experiment.local
-    if not known:
-        raise SystemExit(f"error: {args.name} has no local datasets: its ids are AntMaze's; use --dataset d4rl")
     for env_id in args.only:
         if env_id not in known:
             close = difflib.get_close_matches(env_id, known, n=5, cutoff=0.4) or known

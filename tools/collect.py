@@ -1,7 +1,8 @@
 """Make an offline dataset without a network: roll out the small policies of tools/behaviours/ in Gymnasium's -v4
-robots.
+robots, or lead a walking ant through antmaze.py's mazes.
 
     python tools/collect.py --env-id hopper-medium-local
+    python tools/collect.py --env-id antmaze-medium-play-local
 
 The file has D4RL's HDF5 layout (observations, actions, rewards, terminals, timeouts; float32 and bool) and goes where
 the scripts look for it. Every episode has a seed of its own, so the file is the same, byte for byte, for any number of
@@ -10,6 +11,16 @@ sampled stochastically; *expert* the best policy of that training run; *medium-e
 policies saved on the way to medium, in training order, the same number of rows each. (D4RL's medium-replay is the
 training buffer itself: every step by another policy. Ours are roll-outs of a few snapshots, so its early, random part
 is thinner.)
+
+AntMaze is collected as D4RL did it (generate_dataset.py, maze_env.py in d4rl 1.1's folder locomotion/; relabelling and
+time limits: scripts/generation/ of its repository): a policy that walks where it is told is led from cell to cell along
+the shortest path, with Gaussian noise of 0.2 on its actions, in maps with other goals than those of evaluation. Nothing
+ends an episode but its time, one row after the limit of evaluation; it goes on after the goal. Afterwards reward and
+terminal of every row are set by whether the next row is within 0.5 m of the evaluation goal. *umaze* has one start and
+one goal; in all others the ant starts in any free cell. It is sent to D4RL's goal cells in *play*, to any free cell in
+*diverse* (D4RL's paper: random goals; its script has the flag, but not what it did). Ours: the ant's policy, which sees
+the direction as a frame turned that way, and is sampled before the noise as D4RL's was; the goal that counts in
+relabelling is the centre of those that evaluation draws (D4RL: one draw); infos/goal is where the ant was sent.
 """
 
 import functools
@@ -27,6 +38,7 @@ import tyro
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import antmaze
 import dmg_iql
 
 BEHAVIOURS = Path(__file__).resolve().parent / "behaviours"
@@ -38,9 +50,11 @@ class Args:
     """Which dataset to make."""
 
     env_id: str = "hopper-medium-local"
-    """{hopper,walker2d,halfcheetah}-{random,medium,medium-replay,medium-expert,expert}-local"""
-    size: int = 200_000
-    """rows (environment steps), 1,000 or more; the last episode is cut to fit and ends with a timeout"""
+    """{hopper,walker2d,halfcheetah}-{random,medium,medium-replay,medium-expert,expert}-local, or
+    antmaze-{umaze,umaze-diverse,medium-play,medium-diverse,large-play,large-diverse}-local"""
+    size: int | None = None
+    """rows (environment steps), 1,000 or more; the last episode is cut to fit and ends with a timeout. Default:
+    200,000; AntMaze 500,000"""
     seed: int = 0
     """seed of all episodes, 0 or more"""
     workers: int = 0
@@ -55,6 +69,7 @@ def parts(env_id: str) -> list[str]:
     """The policies that make up a dataset, in order, each with an equal share of rows: "random", or
     "<file>:<index>"."""
     robot, quality = env_id.removesuffix("-local").split("-", 1)
+    robot, quality = ("ant", "walk") if robot == "antmaze" else (robot, quality)
     if quality == "random":
         return ["random"]
     names = []
@@ -92,9 +107,155 @@ def act(
 
 make_env = functools.cache(dmg_iql.make_env)
 
+# ---- AntMaze ---------------------------------------------------------------------------------------------------------
+MAPS = {  # D4RL's U_MAZE, BIG_MAZE and HARDEST_MAZE (maze_env.py 8-33)
+    "umaze": antmaze.MAZES["umaze"],
+    "medium": ["########",
+               "#S ##  #",
+               "#  #  G#",
+               "##   ###",
+               "#  #   #",
+               "#G#  # #",
+               "#   #G #",
+               "########"],
+    "large": ["############",
+              "#S   #G    #",
+              "# ## # # # #",
+              "#    G #  G#",
+              "# #### ### #",
+              "# G# #     #",
+              "## # # # ###",
+              "#  #G G# G #",
+              "############"],
+}  # fmt: skip
+NOISE = 0.2  # standard deviation on the ant's actions (generate_dataset.py 123)
 
+
+def facing(state: np.ndarray, angle: float) -> np.ndarray:
+    """The ant's state [29] without its place, in a frame whose x axis is turned by `angle` (rad) about z: [27] numbers,
+    z, quaternion (w first and not negative), joint angles; linear velocity, angular velocity, joint velocities. (The
+    angular velocity is in the torso's own frame already.)"""
+    c, s = np.cos(angle), np.sin(angle)
+    w, x, y, z = state[3:7]
+    h, k = np.cos(angle / 2), -np.sin(angle / 2)  # the turn by -angle about z, multiplied from the left
+    quaternion = np.array([h * w - k * z, h * x - k * y, h * y + k * x, h * z + k * w])
+    quaternion *= 1.0 if quaternion[0] >= 0 else -1.0
+    vx, vy = state[15:17]
+    velocity = np.array([c * vx + s * vy, c * vy - s * vx])
+    return np.concatenate([state[2:3], quaternion, state[7:15], velocity, state[17:]])
+
+
+@functools.cache
+def make_maze(env_id: str) -> antmaze.AntMazeEnv:
+    """The environment in which an antmaze-...-local dataset is collected: D4RL's map, starts and goals."""
+    task = env_id.removesuffix("-local")
+    env = antmaze.AntMazeEnv(MAPS[antmaze.TASKS[task][0]], random_start=task != "antmaze-umaze")
+    if task.endswith("diverse"):
+        env.goals = np.concatenate([env.goals, env.starts])
+    return env
+
+
+@functools.cache
+def steps_to(env: antmaze.AntMazeEnv, goal: tuple[int, int]) -> dict[tuple[int, int], int]:
+    """How many cells every free cell is away from the cell `goal`, cells by (x, y) in units of 4 m from the start."""
+    free = {tuple(cell) for cell in np.concatenate([env.goals, env.starts]).astype(int) // int(antmaze.CELL)}
+    steps, front = {goal: 0}, [goal]
+    for x, y in front:  # which grows: breadth first
+        for cell in ((x - 1, y), (x + 1, y), (x, y - 1), (x, y + 1)):
+            if cell in free and cell not in steps:
+                steps[cell] = steps[x, y] + 1
+                front.append(cell)
+    return steps
+
+
+def waypoint(env: antmaze.AntMazeEnv, place: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Where to go from `place` [2]: to the next cell on the shortest path, its centre + U(0, 1) on each axis; where
+    that, or this, is the goal's cell, to the goal."""
+    here, goal = (tuple(np.rint(xy / antmaze.CELL).astype(int).tolist()) for xy in (place, env.goal))
+    steps = steps_to(env, goal)
+    near = [(here[0] + dx, here[1] + dy) for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+    cell = min((cell for cell in near if cell in steps), key=steps.get, default=goal)  # on top of a wall: straight on
+    if here == goal or cell == goal:
+        return env.goal
+    return np.array(cell) * antmaze.CELL + rng.uniform(0, antmaze.CELL / 4, 2)
+
+
+def evaluation_goal(env_id: str) -> np.ndarray:
+    """The centre [2] of the square from which evaluation draws the goal of this maze (see antmaze.py's reset_model)."""
+    env = dmg_iql.make_env(env_id).unwrapped
+    return env.goals[0] + 0.75 * antmaze.CELL / 4
+
+
+def at_goal(env_id: str, observations: np.ndarray) -> np.ndarray:
+    """Of every row [n, 29] of one episode, whether the next one is within 0.5 m of the evaluation goal; bool [n]."""
+    distance = np.linalg.norm(observations[1:, :2] - evaluation_goal(env_id), axis=1)
+    return np.append(distance <= antmaze.REACHED, False)
+
+
+def lead(key: tuple[str, str, int, int, int]) -> dict[str, np.ndarray]:
+    """play() for AntMaze: one episode, led to its goal and on around it, with rewards and terminals relabelled."""
+    env_id, name, *numbers = key
+    env, policy = make_maze(env_id), load_policy(name)
+    simulator_seed, action_seed = np.random.SeedSequence(numbers).spawn(2)
+    rng = np.random.default_rng(action_seed)
+    state, _ = env.reset(seed=int(simulator_seed.generate_state(1)[0]))
+    rows = dmg_iql.make_env(env_id).spec.max_episode_steps + 1
+    states, actions = [], []
+    while len(states) < rows:
+        x, y = waypoint(env, state[:2], rng) - state[:2]
+        sample = act(policy, facing(state, np.arctan2(y, x)), 8, rng)
+        action = np.clip(sample + NOISE * rng.standard_normal(8, dtype=np.float32), -1, 1)
+        states.append(state)
+        actions.append(action)
+        try:
+            state, *_ = env.step(action)
+        except RuntimeError:  # unstable simulation: what follows this row is not known, as at a time limit
+            break
+    observations = np.array(states, dtype=np.float32)
+    reached = at_goal(env_id, observations)
+    return {
+        "observations": observations,
+        "actions": np.array(actions, dtype=np.float32),
+        "rewards": reached.astype(np.float32),
+        "terminals": reached,
+        "timeouts": np.arange(len(states)) == len(states) - 1,
+        "infos/goal": np.tile(env.goal, (len(states), 1)).astype(np.float32),
+    }
+
+
+def maze_facts(env_id: str, data: dict[str, np.ndarray]) -> dict[str, object]:
+    """What an AntMaze file holds. Of its whole trajectories: how many there are, how many come within 0.5 m of where
+    they are sent ("reached") and of the evaluation goal ("seen"), and for those that see it, how long the shortest path
+    to it is from where they begin, in metres along the cells ("paths", an array); how many begin in evaluation's own
+    start cell ("begun"), and see the goal ("begun_seen")."""
+    env = dmg_iql.make_env(env_id)
+    limit, env = env.spec.max_episode_steps, env.unwrapped
+    steps = steps_to(env, tuple(np.rint(env.goals[0] / antmaze.CELL).astype(int).tolist()))
+    ends = np.flatnonzero(data["timeouts"]) + 1
+    reached, seen, paths = [], [], []
+    for begin, end in zip(np.append(0, ends[:-1]), ends):
+        if end - begin == limit + 1:
+            place = data["observations"][begin:end, :2]
+            reached.append((np.linalg.norm(place - data["infos/goal"][begin], axis=1) <= antmaze.REACHED).any())
+            seen.append(data["terminals"][begin:end].any())
+            paths.append(antmaze.CELL * steps[tuple(np.rint(place[0] / antmaze.CELL).astype(int).tolist())])
+    reached, seen, paths = map(np.array, (reached, seen, paths))
+    begun = paths == antmaze.CELL * steps[0, 0]
+    return {
+        "trajectories": len(seen),
+        "reached": int(reached.sum()),
+        "seen": int(seen.sum()),
+        "paths": paths[seen],
+        "begun": int(begun.sum()),
+        "begun_seen": int((begun & seen).sum()),
+    }
+
+
+# ---- every robot -----------------------------------------------------------------------------------------------------
 def play(key: tuple[str, str, int, int, int]) -> dict[str, np.ndarray]:
     """One episode, a function of key = (env id, policy, seed, part, episode) alone; the columns of D4RL's layout."""
+    if key[0].startswith("antmaze-"):
+        return lead(key)
     env_id, name, *numbers = key
     env, policy = make_env(env_id), load_policy(name)
     simulator_seed, action_seed = np.random.SeedSequence(numbers).spawn(2)
@@ -145,24 +306,25 @@ def main(args: Args) -> None:
     """Collect, write, report. Raises SystemExit for a bad flag or where nothing can be written."""
     if args.env_id not in LOCAL_IDS:
         raise SystemExit(f"error: --env-id {args.env_id}: expected one of {', '.join(LOCAL_IDS)}")
-    if args.size < 1000 or args.seed < 0 or args.workers < 0:
+    size = (500_000 if args.env_id.startswith("antmaze-") else 200_000) if args.size is None else args.size
+    if size < 1000 or args.seed < 0 or args.workers < 0:
         raise SystemExit("error: --size has to be 1000 or more, --seed and --workers 0 or more")
     folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
     out = args.out or folder / f"{args.env_id.removesuffix('-local').replace('-', '_')}-local.hdf5"
     if out.exists() and not args.overwrite:
         raise SystemExit(f"error: {out} is already there; --overwrite makes it again")
+    make_env(args.env_id)  # raises, before anything is written, where AntMaze's robot is not installed
     part = out.with_name(out.name + ".part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
     except OSError as error:
         raise SystemExit(f"error: cannot write {out} ({error}); --out names another place") from None
-    data, returns = collect(args.env_id, args.size, args.seed, args.workers or len(os.sched_getaffinity(0)))
-    scores = dmg_iql.normalized_score(args.env_id, returns)
+    data, returns = collect(args.env_id, size, args.seed, args.workers or len(os.sched_getaffinity(0)))
     with h5py.File(part, "w") as file:
         for key, values in data.items():
             file.create_dataset(key, data=values, compression="gzip", compression_opts=1)
-        made = {"env_id": args.env_id, "simulator": make_env(args.env_id).spec.id, "seed": args.seed, "size": args.size}
+        made = {"env_id": args.env_id, "simulator": make_env(args.env_id).spec.id, "seed": args.seed, "size": size}
         made |= {
             "policies": json.dumps(parts(args.env_id)),
             "gymnasium": gym.__version__,
@@ -171,10 +333,14 @@ def main(args: Args) -> None:
         for key, value in made.items():
             file.attrs[key] = value
     os.replace(part, out)
-    print(
-        f"{out}: {args.size:,} rows, {len(returns)} whole episodes, mean return {returns.mean():.1f} "
-        f"(standard deviation {returns.std():.1f}), score {scores.mean():.1f} on D4RL's scale"
-    )
+    if args.env_id.startswith("antmaze-"):
+        facts = maze_facts(args.env_id, data)
+        what = f"{facts['reached']} reach the place they are sent to and {facts['seen']} see the evaluation goal"
+    else:
+        scores = dmg_iql.normalized_score(args.env_id, returns)
+        what = f"mean return {returns.mean():.1f} (standard deviation {returns.std():.1f}), score {scores.mean():.1f}"
+        what += " on D4RL's scale"
+    print(f"{out}: {size:,} rows, {len(returns)} whole episodes, {what}")
 
 
 if __name__ == "__main__":

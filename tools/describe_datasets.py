@@ -1,6 +1,6 @@
-"""List the local datasets: size, returns, score beside D4RL's, and the file's hash.
+"""List the local datasets: size, returns, score beside D4RL's, and the file's hash; of AntMaze's, who gets where.
 
-bash benchmark.sh datasets   # collects what is missing of the fifteen, then runs
+bash benchmark.sh datasets   # collects what is missing of the 21, then runs
 python tools/describe_datasets.py --out docs/datasets.md
 """
 
@@ -33,6 +33,17 @@ The column *cloning D4RL's* is the nearest published number that can be given fo
 cloning it scores, from the DMG paper's Table 2. The mean scores of D4RL's datasets themselves are printed neither there
 nor in the `d4rl` package, which has the ends of the scale only: a random and an expert policy's reference returns.
 """
+MAZES = """
+## AntMaze
+
+Collected as D4RL did it, by an ant of our own (the header of `tools/collect.py` says in which points it departs). A
+trajectory goes on for its whole time, so it can reach the place that it was sent to and see the evaluation goal
+besides, or only one of them, or neither: an ant that has fallen on its back does not get up. *Reached*: came within
+0.5 m of the place that it was sent to. *Saw the goal*: came within 0.5 m of the evaluation goal, which is when reward
+and terminal are 1; *over a path of*: how long the shortest path to it is from where those began, in metres along the
+cells (median, longest). *From the start*: how many of the trajectories that began in evaluation's start cell saw it.
+The last trajectory is cut to fit, and not counted.
+"""
 
 
 @dataclass
@@ -58,11 +69,26 @@ def describe(env_id: str) -> dict[str, object]:
     return {"rows": len(rewards), "returns": returns[whole], "policies": policies, "sha256": digest}
 
 
+def maze_row(env_id: str) -> str:
+    """The line of an AntMaze dataset. Raises SystemExit where it has not been collected."""
+    path = dmg_iql.find_dataset(env_id)
+    with h5py.File(path) as file:
+        data = {key: file[key][:] for key in ("observations", "terminals", "timeouts", "infos/goal")}
+    facts = collect.maze_facts(env_id, data)
+    number, paths = facts["trajectories"], facts["paths"]
+    share = [f"{facts[key]} ({100 * facts[key] / number:.0f} %)" for key in ("reached", "seen")]
+    far = f"{np.median(paths):.0f}, {paths.max():.0f} m" if len(paths) else "-"
+    cells = [env_id, f"{len(data['timeouts']):,}", number, *share, far, f"{facts['begun_seen']} of {facts['begun']}"]
+    cells += [PAPER[env_id.replace("-local", "-v2")]["BC"], f"`{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}`"]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def page() -> str:
     """The page's text. Raises SystemExit where a dataset is missing."""
     columns = ("dataset", "rows", "episodes", "policies", "return", "score", "cloning D4RL's", "SHA-256")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for env_id in collect.LOCAL_IDS:
+    gym_ids, maze_ids = [[i for i in collect.LOCAL_IDS if i.startswith("antmaze-") == maze] for maze in (False, True)]
+    for env_id in gym_ids:
         d4rl = env_id.replace("-local", "-v2")
         found = describe(env_id)
         returns = found["returns"]
@@ -72,7 +98,11 @@ def page() -> str:
             f"{returns.std():,.1f} | {scores.mean():.1f} ± {scores.std():.1f} | {PAPER[d4rl]['BC']} | "
             f"`{found['sha256'][:12]}` |"
         )
-    return (INTRODUCTION + "\n" + "\n".join(lines) + "\n").replace("| -0.0 ", "| 0.0 ")
+    text = INTRODUCTION + "\n" + "\n".join(lines) + "\n"
+    columns = ("dataset", "rows", "trajectories", "reached", "saw the goal", "over a path of", "from the start")
+    columns += ("cloning D4RL's", "SHA-256")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *map(maze_row, maze_ids)]
+    return (text + MAZES + "\n" + "\n".join(lines) + "\n").replace("| -0.0 ", "| 0.0 ")
 
 
 def main(args: Args) -> None:

@@ -120,7 +120,7 @@ MEDIUMS = [tasks(kind, QUALITIES[:3]) for kind in ("v2", "local")]
 LOCOMOTION = [tasks(kind, QUALITIES) for kind in ("v2", "local")]
 MAZES = [tasks(kind, antmaze=True) for kind in ("v2", "local")]
 ALL = [gym + mazes for gym, mazes in zip(LOCOMOTION, MAZES)]
-ON_LOCAL = "on local data, locomotion stands in for AntMaze"
+ON_LOCAL = "on local data, locomotion beside AntMaze"
 AN_IMAGE = "the datasets, Table 2's: the paper's is an image"
 
 EXPERIMENTS = {

@@ -108,14 +108,17 @@ def run_folders(paths: Iterable[Path]) -> list[Path]:
 
 
 def dataset_score(config: dict) -> float:
-    """Mean score of the dataset's whole episodes; NaN where the file is no longer there."""
+    """Mean score of the dataset's whole episodes; NaN where the file is no longer there. AntMaze's episodes go on after
+    the goal: the score is the share of them that see it, in percent."""
     if not Path(config["dataset"]).is_file():
         return float("nan")
     with h5py.File(config["dataset"]) as file:
         rewards, ends = file["rewards"][:].squeeze().astype(np.float64), file["terminals"][:].squeeze().astype(bool)
-        ends = ends | file["timeouts"][:].squeeze().astype(bool) if "timeouts" in file else ends
-    sums = np.cumsum(rewards)[np.flatnonzero(ends)]
-    return float(normalized_score(config["env_id"], np.diff(sums, prepend=0)).mean())
+        limits = file["timeouts"][:].squeeze().astype(bool) if "timeouts" in file else np.zeros_like(ends)
+    maze = config["env_id"].startswith("antmaze-")
+    sums = np.cumsum(rewards)[np.flatnonzero(limits if maze and limits.any() else ends | limits)]
+    returns = np.diff(sums, prepend=0)
+    return float(normalized_score(config["env_id"], np.minimum(returns, 1) if maze else returns).mean())
 
 
 def show(scores: np.ndarray) -> str:
@@ -760,8 +763,6 @@ def main(args: Args) -> None:
     if args.name:
         experiment = EXPERIMENTS[args.name]
         known = experiment.d4rl if args.dataset == "d4rl" else experiment.local
-        if not known:
-            raise SystemExit(f"error: {args.name} has no local datasets: its ids are AntMaze's; use --dataset d4rl")
         if unknown := [env_id for env_id in args.only if env_id not in known]:
             raise SystemExit(
                 f"error: --only {', '.join(unknown)}: {args.name} of {args.dataset} has {', '.join(known)}"

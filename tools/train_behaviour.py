@@ -2,6 +2,7 @@
 
     pip install -r requirements-dev.txt
     python tools/train_behaviour.py --robot hopper --steps 300000
+    python tools/train_behaviour.py --robot ant --steps 260000 --snapshot-every 20000
 
 Every `--snapshot-every` steps the actor is written to `runs/behaviours/<robot>/snapshot_<steps>.npz` and a row to
 `progress.csv`; the whole learner (networks, optimisers, replay buffer) is saved beside them. The command can be
@@ -10,6 +11,9 @@ stopped at any time: called again, it continues from the last snapshot. After th
 to a third of expert level (33.3 on D4RL's scale); *expert*, the snapshot with the best score, whatever that is;
 *medium-replay*, ten snapshots evenly spaced from the first to medium; and `<robot>.json`, which says how they were
 made and what they score.
+
+The ant is antmaze.py's, on a plane without walls: it learns to walk where it is told, as tools/collect.py leads it
+through the mazes. Of it the last snapshot is kept, as *walk*.
 """
 
 import csv
@@ -26,9 +30,54 @@ import gymnasium as gym
 import numpy as np
 import tyro
 
+from antmaze import AntMazeEnv
 from dmg_iql import normalized_score
 
-ROBOTS = {"hopper": "Hopper-v4", "walker2d": "Walker2d-v4", "halfcheetah": "HalfCheetah-v4"}
+ROBOTS = {"hopper": "Hopper-v4", "walker2d": "Walker2d-v4", "halfcheetah": "HalfCheetah-v4", "ant": "Plane below"}
+
+
+class Plane(gym.Env):
+    """The ant on a plane. Observation [27]: collect.facing() the direction in which it has to walk, which changes every
+    30 to 149 steps, as it does between waypoints. Reward: its speed that way in m/s (up to 4) + 0.5 - a tenth of the
+    mean square of the action. An episode ends after 500 steps, or where the ant has turned over, jumped or fallen."""
+
+    def __init__(self) -> None:
+        self.ant = AntMazeEnv(["SG"])
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (27,), np.float32)
+        self.action_space = self.ant.action_space
+
+    def turn(self) -> None:
+        """Draw the next direction and how long it holds."""
+        self.angle, self.left = self.np_random.uniform(-np.pi, np.pi), int(self.np_random.integers(30, 150))
+
+    def observation(self) -> np.ndarray:
+        return collect.facing(self.state, self.angle).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        """A new episode at the origin; `seed` seeds the ant and the directions."""
+        super().reset(seed=seed)
+        self.state, _ = self.ant.reset(seed=int(self.np_random.integers(2**31)))
+        self.steps = 0
+        self.turn()
+        return self.observation(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """0.1 s. An unstable simulation ends the episode with reward 0."""
+        place = self.state[:2]
+        try:
+            self.state, *_ = self.ant.step(action)
+        except RuntimeError:
+            return self.observation(), 0.0, True, False, {}
+        speed = (self.state[:2] - place) / self.ant.dt @ (np.cos(self.angle), np.sin(self.angle))
+        reward = float(min(speed, 4.0) + 0.5 - 0.1 * np.square(action).mean())
+        _, x, y, _ = self.state[3:7]
+        upright = 1 - 2 * (x * x + y * y)  # z of the torso's own z axis
+        fallen = bool(upright < 0.2 or not 0.2 < self.state[2] < 1.2)
+        self.steps += 1
+        self.left -= 1
+        if self.left == 0:
+            self.turn()
+        return self.observation(), reward, fallen, self.steps >= 500, {}
 
 
 @dataclass
@@ -36,9 +85,9 @@ class Train:
     """Train SAC on one robot, or continue where the last call was stopped."""
 
     robot: str = "hopper"
-    """hopper, walker2d or halfcheetah (Gymnasium's -v4 environments)"""
+    """hopper, walker2d or halfcheetah (Gymnasium's -v4 environments), or ant (for AntMaze)"""
     steps: int = 300_000
-    """environment steps in all, one SAC update each"""
+    """environment steps in all, one SAC update each (the ant: two for every four)"""
     snapshot_every: int = 10_000
     """environment steps between two snapshots"""
     seed: int = 0
@@ -74,13 +123,15 @@ def train(args: Train) -> None:
     """Run SAC up to args.steps. Raises SystemExit for an unknown robot."""
     import torch
     from stable_baselines3 import SAC
+    from stable_baselines3.common.env_util import make_vec_env
 
     if args.robot not in ROBOTS:
         raise SystemExit(f"error: --robot {args.robot}: expected one of {', '.join(ROBOTS)}")
     torch.set_num_threads(1)
     folder = args.folder / args.robot
     folder.mkdir(parents=True, exist_ok=True)
-    env = gym.make(ROBOTS[args.robot])
+    ant = args.robot == "ant"
+    env = make_vec_env(Plane, 4, seed=args.seed) if ant else gym.make(ROBOTS[args.robot])
     state, progress = folder / "learner.zip", folder / "progress.csv"
     if state.exists():
         model = SAC.load(state, env=env)
@@ -90,15 +141,15 @@ def train(args: Train) -> None:
         rows = [row for row in csv.reader(progress.open()) if row[0] == "steps" or int(row[0]) <= model.num_timesteps]
     else:
         # Small actor (the file we keep), larger critics (thrown away).
-        model = SAC(
-            "MlpPolicy",
-            env,
-            seed=args.seed,
-            buffer_size=args.steps,
-            learning_starts=5_000,
-            learning_rate=1e-3 if args.robot == "halfcheetah" else 7e-4,
-            policy_kwargs={"net_arch": {"pi": [64, 64], "qf": [128, 128]}},
-        )
+        units = 128 if ant else 64
+        settings = {
+            "learning_starts": 10_000 if ant else 5_000,
+            "learning_rate": {"halfcheetah": 1e-3, "ant": 5e-4}.get(args.robot, 7e-4),
+            "policy_kwargs": {"net_arch": {"pi": [units] * 2, "qf": [2 * units] * 2}},
+            "gamma": 0.98 if ant else 0.99,
+            "gradient_steps": 2 if ant else 1,
+        }
+        model = SAC("MlpPolicy", env, seed=args.seed, buffer_size=args.steps, **settings)
         rows = [["steps", "episodes", "mean_return_of_last_100_training_episodes"]]
     progress.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
     while model.num_timesteps < args.steps:
@@ -113,6 +164,31 @@ def train(args: Train) -> None:
         print(f"{args.robot} step {n}: mean return of the last 100 training episodes {recent:.0f}", flush=True)
 
 
+def describe(args: Train, algorithm: str, score: str) -> dict[str, object]:
+    """What stands above the policies in <robot>.json."""
+    return {
+        "made_by": f"python tools/train_behaviour.py --robot {args.robot} --steps {args.steps} --seed {args.seed}",
+        "algorithm": algorithm,
+        "versions": {name: version(name) for name in ("stable-baselines3", "torch", "gymnasium", "mujoco")},
+        "score": score,
+    }
+
+
+def store(robot: str, quality: str, actors: list[dict[str, np.ndarray]]) -> None:
+    """Write policies as one file of tools/behaviours/, arrays stacked along a first axis."""
+    target = collect.BEHAVIOURS / f"{robot}-{quality}.npz"
+    target.parent.mkdir(exist_ok=True)
+    stacked = {name: np.stack([actor[name] for actor in actors]) for name in actors[0]}
+    replace(target, lambda path: np.savez(path.open("wb"), **stacked))
+
+
+def store_description(robot: str, about: dict[str, object]) -> None:
+    """Print <robot>.json and write it."""
+    text = json.dumps(about, indent=1)
+    replace(collect.BEHAVIOURS / f"{robot}.json", lambda path: path.write_text(text + "\n"))
+    print(text)
+
+
 def judge(path: Path, robot: str, episodes: int) -> list[float]:
     """Returns of `episodes` stochastic episodes of a snapshot, played as tools/collect.py plays them."""
     arrays = np.load(path)
@@ -120,6 +196,36 @@ def judge(path: Path, robot: str, episodes: int) -> list[float]:
     collect.load_policy = lambda name: layers
     keys = [(f"{robot}-medium-local", path.name, 1, 0, i) for i in range(episodes)]
     return [float(collect.play(key)["rewards"].sum(dtype=np.float64)) for key in keys]
+
+
+def judge_walk(path: Path, episode: int) -> float:
+    """The return of a snapshot of the ant on the plane, acting as tools/collect.py has it act."""
+    arrays, env, rng = np.load(path), Plane(), np.random.default_rng(episode)
+    layers = [(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(len(arrays.files) // 2)]
+    state, _ = env.reset(seed=episode)
+    total, ended = 0.0, False
+    while not ended:
+        action = collect.act(layers, state, 8, rng) + collect.NOISE * rng.standard_normal(8, dtype=np.float32)
+        state, reward, fallen, timeout, _ = env.step(np.clip(action, -1, 1))
+        total, ended = total + reward, fallen or timeout
+    return total
+
+
+def publish_walk(args: Train) -> None:
+    """Write the ant's last snapshot to tools/behaviours/."""
+    path = sorted((args.folder / args.robot).glob("snapshot_*.npz"))[-1]
+    with multiprocessing.Pool() as pool:
+        returns = pool.starmap(judge_walk, [(path, episode) for episode in range(args.episodes)], chunksize=1)
+    algorithm = "SAC of stable-baselines3, actor 128-128, critics 256-256, two updates per four steps"
+    score = (
+        f"return of 500 steps on the plane, acting as collect.py has it act: mean and sd over {args.episodes} episodes"
+    )
+    about = describe(args, algorithm, score)
+    about["walk"] = [
+        {"steps": int(path.stem.split("_")[1]), "score": round(np.mean(returns), 1), "sd": round(np.std(returns), 1)}
+    ]
+    store("ant", "walk", [np.load(path)])
+    store_description(args.robot, about)
 
 
 def publish(args: Train) -> None:
@@ -134,27 +240,18 @@ def publish(args: Train) -> None:
     medium = int(np.argmin(np.abs(means - 100 / 3)))
     replay = sorted({round(i) for i in np.linspace(0, medium, 10)})
     chosen = {"medium": [medium], "expert": [int(np.argmax(means))], "medium-replay": replay}
-    about = {
-        "made_by": f"python tools/train_behaviour.py --robot {args.robot} --steps {args.steps} --seed {args.seed}",
-        "algorithm": "SAC of stable-baselines3, actor 64-64, critics 128-128, one update per step, sampled as trained",
-        "versions": {name: version(name) for name in ("stable-baselines3", "torch", "gymnasium", "mujoco")},
-        "score": f"D4RL's scale: mean and standard deviation over {args.episodes} episodes of the snapshot",
-    }
+    algorithm = "SAC of stable-baselines3, actor 64-64, critics 128-128, one update per step, sampled as trained"
+    score = f"D4RL's scale: mean and standard deviation over {args.episodes} episodes of the snapshot"
+    about = describe(args, algorithm, score)
     for quality, indices in chosen.items():
-        arrays = [np.load(paths[i]) for i in indices]
-        target = collect.BEHAVIOURS / f"{args.robot}-{quality}.npz"
-        target.parent.mkdir(exist_ok=True)
-        stacked = {name: np.stack([array[name] for array in arrays]) for name in arrays[0].files}
-        replace(target, lambda path, stacked=stacked: np.savez(path.open("wb"), **stacked))
+        store(args.robot, quality, [np.load(paths[i]) for i in indices])
         about[quality] = [
             {"steps": steps[i], "score": round(means[i], 1), "sd": round(scores[i].std(), 1)} for i in indices
         ]
-    text = json.dumps(about, indent=1)
-    replace(collect.BEHAVIOURS / f"{args.robot}.json", lambda path: path.write_text(text + "\n"))
-    print(text)
+    store_description(args.robot, about)
 
 
 if __name__ == "__main__":
     arguments = tyro.cli(Train)
     train(arguments)
-    publish(arguments)
+    (publish_walk if arguments.robot == "ant" else publish)(arguments)

@@ -1,0 +1,293 @@
+"""tools/collect.py on AntMaze, and the training of its ant: what is recorded is what the simulator did, led as D4RL
+leads and relabelled as D4RL relabels. (Its maps and paths are held against d4rl's own in test_antmaze.py.)"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import collect
+import h5py
+import mujoco
+import numpy as np
+import pytest
+import train_behaviour
+from scipy.spatial.transform import Rotation
+
+import antmaze
+import dmg_iql
+
+CENTRES = {"umaze": (0.75, 8.75), "medium": (20.75, 20.75), "large": (32.75, 24.75)}  # of evaluation's goals, by hand
+
+
+@pytest.fixture(scope="module")
+def umaze(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """1,500 rows of antmaze-umaze-local: two whole episodes of 701 rows and the beginning of a third."""
+    path = tmp_path_factory.mktemp("umaze") / "umaze.hdf5"
+    collect.main(collect.Args(env_id="antmaze-umaze-local", size=1500, workers=1, out=path))
+    with h5py.File(path) as file:
+        assert file.attrs["simulator"] == "antmaze-umaze-v2" and file.attrs["size"] == 1500
+        return {
+            key: file[key][:] for key in ("observations", "actions", "rewards", "terminals", "timeouts", "infos/goal")
+        }
+
+
+# ---- the ant ---------------------------------------------------------------------------------------------------------
+def turned(state: np.ndarray, angle: float) -> np.ndarray:
+    """The same ant, all of it turned by `angle` about the z axis through the origin; by SciPy."""
+    turn = Rotation.from_euler("z", angle)
+    quaternion = (turn * Rotation.from_quat(state[3:7], scalar_first=True)).as_quat(scalar_first=True)
+    return np.concatenate([turn.apply(state[:3]), quaternion, state[7:15], turn.apply(state[15:18]), state[18:]])
+
+
+@pytest.mark.parametrize("angle", [0.3, 2.0, -3.0, np.pi / 2])
+def test_facing_sees_no_direction(angle: float) -> None:
+    """A turned ant that is to go in the turned direction sees the same; in the old direction it does not."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        state = rng.normal(size=29)
+        state[3:7] /= np.linalg.norm(state[3:7])
+        seen = collect.facing(state, 0.7)
+        assert seen.shape == (27,)
+        np.testing.assert_allclose(collect.facing(turned(state, angle), 0.7 + angle), seen, atol=1e-12)
+        assert np.abs(collect.facing(turned(state, angle), 0.7) - seen).max() > 0.01
+
+
+def test_facing_is_what_the_simulator_keeps() -> None:
+    """On a plane, an ant and the same ant turned by 90 degrees, moved by the same torques, look the same."""
+    ants = [antmaze.AntMazeEnv(["SG"]) for _ in range(2)]
+    first, _ = ants[0].reset(seed=1)
+    ants[1].reset(seed=1)
+    start = turned(first, np.pi / 2)
+    mujoco.mj_resetData(ants[1].model, ants[1].data)
+    ants[1].set_state(start[:15], start[15:])
+    rng = np.random.default_rng(2)
+    for _ in range(30):
+        action = rng.uniform(-1, 1, 8)
+        one, two = (ant.step(action)[0] for ant in ants)
+        np.testing.assert_allclose(collect.facing(one, 0.2), collect.facing(two, 0.2 + np.pi / 2), atol=1e-5)
+        np.testing.assert_allclose((two[0], two[1]), (-one[1], one[0]), atol=1e-5)
+    assert np.linalg.norm(one[:2] - first[:2]) > 0.1
+
+
+def test_ant_walks_where_it_is_told() -> None:
+    """The stored policy covers 8 m in 100 steps in any direction, in the mean of four (noise as when collecting)."""
+    env, policy = antmaze.AntMazeEnv(["SG"]), collect.load_policy("ant-walk.npz:0")
+    progress = []
+    for i, angle in enumerate((0.0, 1.5, 3.0, -2.0)):
+        rng = np.random.default_rng(i)
+        state, _ = env.reset(seed=i)
+        start = state[:2]
+        for _ in range(100):
+            action = collect.act(policy, collect.facing(state, angle), 8, rng) + 0.2 * rng.standard_normal(8)
+            state, *_ = env.step(action)
+        progress.append((state[:2] - start) @ (np.cos(angle), np.sin(angle)))
+    assert np.mean(progress) > 8 and min(progress) > 2, progress
+
+
+def test_plane_pays_for_speed_that_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reward by hand from the simulator's own places; another direction after `left` steps; a fall, the 500th step
+    and an unstable simulation end an episode."""
+    env = train_behaviour.Plane()
+    env.reset(seed=3)
+    env.angle, env.left = 1.0, 3
+    for step in range(1, 4):
+        place = env.ant.data.qpos[:2].copy()
+        action = np.full(8, 0.5)
+        seen, reward, terminated, truncated, _ = env.step(action)
+        moved = (env.ant.data.qpos[:2] - place) / 0.1
+        assert reward == pytest.approx(moved[0] * np.cos(1.0) + moved[1] * np.sin(1.0) + 0.5 - 0.1 * 0.25)
+        assert seen.shape == (27,) and not (terminated or truncated) and (env.angle == 1.0) == (step < 3)
+    env.steps = 499
+    assert env.step(np.zeros(8))[3]
+    qpos = env.ant.data.qpos.copy()
+    qpos[2:7] = 0.3, 0, 1, 0, 0  # on its back
+    env.ant.set_state(qpos, np.zeros(14))
+    assert env.step(np.zeros(8))[2]
+
+    def unstable(action: np.ndarray) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(env.ant, "step", unstable)
+    assert env.step(np.zeros(8))[1:4] == (0.0, True, False)
+
+
+def test_training_continues(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """`train` of the ant, stopped after 400 steps, goes on to 800 with its replay buffer."""
+    flags = {"robot": "ant", "snapshot_every": 200, "folder": tmp_path, "seed": 1}
+    train_behaviour.train(train_behaviour.Train(steps=400, **flags))
+    train_behaviour.train(train_behaviour.Train(steps=800, **flags))
+    assert "continuing ant at step 400" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("ant/snapshot_*.npz"))) == 4
+    assert [line.split(",")[0] for line in (tmp_path / "ant/progress.csv").read_text().splitlines()[1:]] == [
+        "200",
+        "400",
+        "600",
+        "800",
+    ]
+    arrays = np.load(tmp_path / "ant/snapshot_0000800.npz")
+    assert arrays["w0"].shape == (27, 128) and arrays["w2"].shape == (128, 16)
+
+
+# ---- the data --------------------------------------------------------------------------------------------------------
+def test_rows_are_what_the_simulator_gives(umaze: dict[str, np.ndarray]) -> None:
+    """From its reset seed, a recorded episode's actions give its observations again, in an ant maze of its own."""
+    seed = int(np.random.SeedSequence((0, 0, 0)).spawn(2)[0].generate_state(1)[0])
+    env = antmaze.AntMazeEnv("umaze")
+    state, info = env.reset(seed=seed)
+    np.testing.assert_array_equal(umaze["infos/goal"][0], info["goal"].astype(np.float32))
+    for i in range(701):
+        np.testing.assert_array_equal(umaze["observations"][i], state.astype(np.float32))
+        state, *_ = env.step(umaze["actions"][i])
+    assert np.abs(umaze["observations"][701, :2]).max() < 0.2, "and then comes the next episode, at the start"
+    assert np.abs(umaze["actions"]).max() <= 1 and umaze["actions"].dtype == np.float32
+
+
+def test_reward_and_end(umaze: dict[str, np.ndarray]) -> None:
+    """Reward and terminal: whether the *next* row is within 0.5 m of the evaluation goal; rows go on after them; every
+    701st row is a time limit, and so is the last."""
+    distance = np.linalg.norm(umaze["observations"][1:, :2] - CENTRES["umaze"], axis=1)
+    wanted = np.append(distance <= 0.5, False) & ~umaze["timeouts"]
+    np.testing.assert_array_equal(umaze["terminals"], wanted)
+    np.testing.assert_array_equal(umaze["rewards"], wanted.astype(np.float32))
+    assert 20 < wanted[:701].sum() < 600 and np.flatnonzero(wanted)[0] < 600
+    assert np.flatnonzero(umaze["timeouts"]).tolist() == [700, 1401, 1499]
+
+
+def test_transitions(umaze: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """dmg_iql.py reads the file: no transition across episodes, terminals kept, every next state the next row."""
+    with h5py.File(tmp_path / "umaze.hdf5", "w") as file:
+        for key, values in umaze.items():
+            file[key] = values
+    data = dmg_iql.load_transitions(tmp_path / "umaze.hdf5", 29, 8, 700)
+    assert len(data["rewards"]) == 1500 - 3 and data["terminals"].sum() == umaze["terminals"].sum()
+    moves = np.linalg.norm(data["next_observations"][:, :2] - data["observations"][:, :2], axis=1)
+    assert moves.max() < 1
+
+
+@pytest.mark.parametrize(
+    "task, starts, goals",
+    [
+        ("umaze", {(0, 0)}, {(0, 2)}),
+        ("umaze-diverse", 6, 7),
+        ("medium-play", 23, {(5, 1), (0, 4), (4, 5)}),
+        ("medium-diverse", 23, 26),
+        ("large-play", 39, {(5, 0), (4, 2), (9, 2), (1, 4), (3, 6), (5, 6), (8, 6)}),
+        ("large-diverse", 39, 46),
+    ],
+)
+def test_starts_and_goals(task: str, starts: set | int, goals: set | int) -> None:
+    """Cells of 600 resets: the start's, or any free one but D4RL's goals; D4RL's goals, or any free cell."""
+    env = collect.make_maze(f"antmaze-{task}-local")
+    seen = set(), set()
+    for seed in range(600):
+        state, info = env.reset(seed=seed)
+        for cells, place in zip(seen, (state[:2], info["goal"])):
+            cells.add(tuple(np.rint(place / 4).astype(int).tolist()))
+    for cells, wanted in zip(seen, (starts, goals)):
+        assert len(cells) == wanted if isinstance(wanted, int) else cells == wanted, (cells, wanted)
+
+
+@pytest.mark.parametrize("maze", CENTRES)
+def test_evaluation_goal(maze: str) -> None:
+    """The goal that counts is the mean of what evaluation draws."""
+    task = {"umaze": "umaze", "medium": "medium-play", "large": "large-diverse"}[maze]
+    np.testing.assert_allclose(collect.evaluation_goal(f"antmaze-{task}-local"), CENTRES[maze])
+    env = antmaze.AntMazeEnv(maze)
+    drawn = np.array([env.reset(seed=seed)[1]["goal"] for seed in range(500)])
+    np.testing.assert_allclose(drawn.mean(0), CENTRES[maze], atol=0.05)
+
+
+def test_waypoints_by_hand() -> None:
+    """In umaze: right along the first row, down, left along the last one, and from the cell before the goal's to the
+    goal itself; inside a wall, to the best cell beside it."""
+    env = collect.make_maze("antmaze-umaze-local")
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+
+    def next_to(x: float, y: float) -> np.ndarray:
+        return collect.waypoint(env, np.array([x, y]), rng)
+
+    for place, corner in (
+        ((0, 0), (4, 0)),
+        ((1.9, 0.5), (4, 0)),
+        ((4, 0), (8, 0)),
+        ((8, 1.9), (8, 4)),
+        ((8, 4), (8, 8)),
+    ):
+        offset = np.array([next_to(*place) - corner for _ in range(200)])
+        assert offset.min() >= 0 and offset.max() <= 1 and np.abs(offset.mean(0) - 0.5).max() < 0.1
+    np.testing.assert_array_equal(next_to(4, 8), env.goal)
+    np.testing.assert_array_equal(next_to(0.3, 8.2), env.goal)
+    assert ((4, 8) <= next_to(4, 4.1)).all() and (next_to(4, 4.1) <= (5, 9)).all(), "in the wall: the best cell beside"
+
+
+def test_unstable_simulation_ends_an_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row whose next state is not known ends the episode as a time limit does."""
+    env, real, calls = collect.make_maze("antmaze-umaze-local"), antmaze.AntMazeEnv.step, []
+
+    def step(action: np.ndarray) -> tuple:
+        calls.append(action)
+        if len(calls) == 20:
+            raise RuntimeError
+        return real(env, action)
+
+    monkeypatch.setattr(env, "step", step)
+    episode = collect.play(("antmaze-umaze-local", "ant-walk.npz:0", 0, 0, 0))
+    assert {len(values) for values in episode.values()} == {20}
+    assert episode["timeouts"].tolist() == [False] * 19 + [True] and not episode["terminals"].any()
+
+
+def test_facts_by_hand() -> None:
+    """Three trajectories of 701 rows and a cut one in umaze: the first reaches its own place and the goal, the second
+    its own place only, the third, from elsewhere, the goal only."""
+    rows = 3 * 701 + 10
+    data = {"observations": np.zeros((rows, 29)), "terminals": np.zeros(rows, bool), "timeouts": np.zeros(rows, bool)}
+    data["infos/goal"] = np.full((rows, 2), (0.9, 8.9))
+    data["timeouts"][[700, 1401, 2102, rows - 1]] = True
+    data["observations"][300:400, :2] = 0.9, 8.9
+    data["terminals"][300:400] = True
+    data["infos/goal"][701:1402] = 4, 0.3
+    data["observations"][1000, :2] = 4, 0
+    data["observations"][1402:2103, :2] = 8, 8
+    data["terminals"][1500] = True
+    data["terminals"][rows - 5] = True
+    facts = collect.maze_facts("antmaze-umaze-local", data)
+    assert facts.pop("paths").tolist() == [24, 8]
+    assert facts == {"trajectories": 3, "reached": 2, "seen": 2, "begun": 2, "begun_seen": 1}
+
+
+def test_default_size_and_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """AntMaze gets 500,000 rows, the rest 200,000; the last line says how often the ant got there."""
+    asked: list[int] = []
+    real: Callable = collect.collect
+
+    def small(env_id: str, size: int, seed: int, workers: int) -> tuple:
+        asked.append(size)
+        return real(env_id, 1402, seed, 1)
+
+    monkeypatch.setattr(collect, "collect", small)
+    for task in ("antmaze-umaze", "hopper-medium"):
+        collect.main(collect.Args(env_id=f"{task}-local", out=tmp_path / f"{task}.hdf5"))
+    text = capsys.readouterr().out
+    assert "2 whole episodes, 2 reach the place they are sent to and 2 see the evaluation goal" in text
+    monkeypatch.setattr(collect, "collect", lambda env_id, size, seed, workers: asked.append(size) or sys.exit())
+    for task in ("antmaze-umaze-diverse", "antmaze-large-diverse"):
+        with pytest.raises(SystemExit):
+            collect.main(collect.Args(env_id=f"{task}-local", out=tmp_path / f"{task}.hdf5"))
+    assert asked == [500_000, 200_000, 500_000, 500_000]
+
+
+def test_without_the_d4rl_package(tmp_path: Path) -> None:
+    """Without the robot's file there is a message that says what to install, and no traceback."""
+    code = (
+        "import sys; sys.path[:0] = ['.', 'tools']\nimport antmaze, collect\nfrom pathlib import Path\n"
+        "antmaze.importlib.util.find_spec = lambda name: None\n"
+        f"collect.main(collect.Args(env_id='antmaze-umaze-local', workers=1, out=Path({str(tmp_path / 'x.hdf5')!r})))"
+    )
+    root = Path(dmg_iql.__file__).parent
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert run.returncode == 1 and "d4rl==1.1" in run.stderr and "Traceback" not in run.stderr, run.stderr
+    assert not list(tmp_path.iterdir())
