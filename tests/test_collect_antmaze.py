@@ -7,16 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import collect
+import draw_maze
 import h5py
 import mujoco
 import numpy as np
 import pytest
+import torch
 import train_behaviour
 from scipy.spatial.transform import Rotation
 
 import antmaze
 import dmg_iql
 
+real = draw_maze.draw
 CENTRES = {"umaze": (0.75, 8.75), "medium": (20.75, 20.75), "large": (32.75, 24.75)}  # of evaluation's goals, by hand
 
 
@@ -236,6 +239,39 @@ def test_unstable_simulation_ends_an_episode(monkeypatch: pytest.MonkeyPatch) ->
     episode = collect.play(("antmaze-umaze-local", "ant-walk.npz:0", 0, 0, 0))
     assert {len(values) for values in episode.values()} == {20}
     assert episode["timeouts"].tolist() == [False] * 19 + [True] and not episode["terminals"].any()
+
+
+def test_picture(umaze: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """draw_maze.py draws a dataset and a run of it, with all trajectories up to the goal or whole; a run of another
+    dataset beside it, or flags out of range, are refused."""
+    with h5py.File(tmp_path / "antmaze_umaze-local.hdf5", "w") as file:
+        for key, values in umaze.items():
+            file[key] = values
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
+    job = dict(iterations=1, eval_episodes=1, hidden_dim=4, batch_size=4, device="cpu", threads=1, run_dir=tmp_path)
+    dmg_iql.train(dmg_iql.Args(env_id="antmaze-umaze-local", exp_name="none", num_seeds=2, **job))
+    run = tmp_path / "antmaze-umaze-local__none__s0-1"
+    drawn = []
+    monkeypatch.setattr(draw_maze, "draw", lambda panels, env, out: drawn.extend(panels) or real(panels, env, out))
+    draw_maze.main(draw_maze.Args([run], tmp_path / "maze.png", trajectories=3, episodes=2))
+    assert (tmp_path / "maze.png").read_bytes()[:4] == b"\x89PNG"
+    (_, data), (title, episodes) = drawn
+    for (places, success), begin in zip(data, (0, 701, 1402)):
+        first = begin + np.flatnonzero(umaze["terminals"][begin : begin + 701])[0] if success else 1498
+        np.testing.assert_array_equal(places, umaze["observations"][begin : first + 2, :2])
+    assert [success for _, success in data] == [True, True, False] and title == "none: 0 of 2 reach it"
+    assert [len(places) for places, *_ in episodes] == [701, 701] and not episodes[0][1]
+    assert not np.array_equal(episodes[0][0], episodes[1][0])
+    (tmp_path / "hopper").mkdir()
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    saved["config"]["env_id"] = "hopper-medium-local"
+    torch.save(saved, tmp_path / "hopper/checkpoint.pt")
+    with pytest.raises(SystemExit, match="one AntMaze dataset"):
+        draw_maze.main(draw_maze.Args([run, tmp_path / "hopper"]))
+    with pytest.raises(SystemExit, match="1 or more"):
+        draw_maze.main(draw_maze.Args([run], episodes=0))
+    with pytest.raises(SystemExit, match="--out"):
+        draw_maze.main(draw_maze.Args([run], tmp_path / "no/maze.png", trajectories=1, episodes=1))
 
 
 def test_facts_by_hand() -> None:

@@ -155,7 +155,7 @@ def train(args: Train) -> None:
     while model.num_timesteps < args.steps:
         model.learn(args.snapshot_every, reset_num_timesteps=False)
         n = model.num_timesteps
-        recent = float(np.mean([episode["r"] for episode in model.ep_info_buffer]))
+        recent = float(np.mean([episode["r"] for episode in model.ep_info_buffer] or [np.nan]))
         np.savez(folder / f"snapshot_{n:07d}.npz", **actor_arrays(model))
         replace(folder / "replay.pkl", model.save_replay_buffer)
         replace(state, model.save)

@@ -66,7 +66,7 @@ def make_env(env_id: str, size: int) -> gym.Env:
     if env_id.startswith("antmaze-"):
         import antmaze  # noqa: F401 (it registers the ids)
 
-        return gym.make(env_id, **look)
+        return gym.make(env_id.replace("-local", "-v2"), **look)
     gym.logger.min_level = gym.logger.ERROR
     return gym.make(dmg_iql.ROBOTS[env_id.split("-")[0]][0], camera_name="track", **look)
 
