@@ -17,10 +17,11 @@ time limits: scripts/generation/ of its repository): a policy that walks where i
 the shortest path, with Gaussian noise of 0.2 on its actions, in maps with other goals than those of evaluation. Nothing
 ends an episode but its time, one row after the limit of evaluation; it goes on after the goal. Afterwards reward and
 terminal of every row are set by whether the next row is within 0.5 m of the evaluation goal. *umaze* has one start and
-one goal; in all others the ant starts in any free cell. It is sent to D4RL's goal cells in *play*, to any free cell in
-*diverse* (D4RL's paper: random goals; its script has the flag, but not what it did). Ours: the ant's policy, which sees
-the direction as a frame turned that way, and is sampled before the noise as D4RL's was; the goal that counts in
-relabelling is the centre of those that evaluation draws (D4RL: one draw); infos/goal is where the ant was sent.
+one goal; in all others the ant starts in any cell that is free and no goal's. It is sent to D4RL's goal cells in *play*,
+to any free cell in *diverse* (D4RL's paper: random goals; its script has the flag, but not what it did). Ours: the ant's
+policy, which sees the direction as a frame turned that way, and is sampled before the noise as D4RL's was; the goal that
+counts in relabelling is the centre of those that evaluation draws (D4RL: one draw); infos/goal is where the ant was
+sent.
 """
 
 import functools
@@ -182,7 +183,7 @@ def waypoint(env: antmaze.AntMazeEnv, place: np.ndarray, rng: np.random.Generato
 
 def evaluation_goal(env_id: str) -> np.ndarray:
     """The centre [2] of the square from which evaluation draws the goal of this maze (see antmaze.py's reset_model)."""
-    env = dmg_iql.make_env(env_id).unwrapped
+    env = make_env(env_id).unwrapped
     return env.goals[0] + 0.75 * antmaze.CELL / 4
 
 
@@ -199,7 +200,7 @@ def lead(key: tuple[str, str, int, int, int]) -> dict[str, np.ndarray]:
     simulator_seed, action_seed = np.random.SeedSequence(numbers).spawn(2)
     rng = np.random.default_rng(action_seed)
     state, _ = env.reset(seed=int(simulator_seed.generate_state(1)[0]))
-    rows = dmg_iql.make_env(env_id).spec.max_episode_steps + 1
+    rows = make_env(env_id).spec.max_episode_steps + 1
     states, actions = [], []
     while len(states) < rows:
         x, y = waypoint(env, state[:2], rng) - state[:2]
@@ -228,19 +229,22 @@ def maze_facts(env_id: str, data: dict[str, np.ndarray]) -> dict[str, object]:
     they are sent ("reached") and of the evaluation goal ("seen"), and for those that see it, how long the shortest path
     to it is from where they begin, in metres along the cells ("paths", an array); how many begin in evaluation's own
     start cell ("begun"), and see the goal ("begun_seen")."""
-    env = dmg_iql.make_env(env_id)
+    env = make_env(env_id)
     limit, env = env.spec.max_episode_steps, env.unwrapped
     steps = steps_to(env, tuple(np.rint(env.goals[0] / antmaze.CELL).astype(int).tolist()))
     ends = np.flatnonzero(data["timeouts"]) + 1
-    reached, seen, paths = [], [], []
+    reached, seen, cells = [], [], []
     for begin, end in zip(np.append(0, ends[:-1]), ends):
         if end - begin == limit + 1:
             place = data["observations"][begin:end, :2]
             reached.append((np.linalg.norm(place - data["infos/goal"][begin], axis=1) <= antmaze.REACHED).any())
             seen.append(data["terminals"][begin:end].any())
-            paths.append(antmaze.CELL * steps[tuple(np.rint(place[0] / antmaze.CELL).astype(int).tolist())])
-    reached, seen, paths = map(np.array, (reached, seen, paths))
-    begun = paths == antmaze.CELL * steps[0, 0]
+            cells.append(tuple(np.rint(place[0] / antmaze.CELL).astype(int).tolist()))
+    reached, seen = np.array(reached), np.array(seen)
+    begun, paths = (
+        np.array([cell == (0, 0) for cell in cells]),
+        antmaze.CELL * np.array([steps[cell] for cell in cells]),
+    )
     return {
         "trajectories": len(seen),
         "reached": int(reached.sum()),
