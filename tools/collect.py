@@ -14,14 +14,13 @@ is thinner.)
 
 AntMaze is collected as D4RL did it (generate_dataset.py, maze_env.py in d4rl 1.1's folder locomotion/; relabelling and
 time limits: scripts/generation/ of its repository): a policy that walks where it is told is led from cell to cell along
-the shortest path, with Gaussian noise of 0.2 on its actions, in maps with other goals than those of evaluation. Nothing
-ends an episode but its time, one row after the limit of evaluation; it goes on after the goal. Afterwards reward and
-terminal of every row are set by whether the next row is within 0.5 m of the evaluation goal. *umaze* has one start and
-one goal; in all others the ant starts in any cell that is free and no goal's. It is sent to D4RL's goal cells in *play*,
-to any free cell in *diverse* (D4RL's paper: random goals; its script has the flag, but not what it did). Ours: the ant's
-policy, which sees the direction as a frame turned that way, and is sampled before the noise as D4RL's was; the goal that
-counts in relabelling is the centre of those that evaluation draws (D4RL: one draw); infos/goal is where the ant was
-sent.
+the shortest path, with Gaussian noise of 0.2 on its actions, in maps with other goals than those of evaluation. Only
+time ends an episode, one row after the limit of evaluation; it goes on after the goal. Then reward and terminal of
+every row are set by whether the next row is within 0.5 m of the evaluation goal. *umaze* has one start and one goal; in
+all others the ant starts in any cell that is free and no goal's. It is sent to D4RL's goal cells in *play*, to any free
+cell in *diverse* (D4RL's paper: random goals; its script has the flag, but not what it did). Ours: the ant's policy,
+which sees the direction as a frame turned that way, and is sampled before the noise as D4RL's was; the goal that counts
+in relabelling is the centre of those that evaluation draws (D4RL: one draw); infos/goal is where the ant was sent.
 """
 
 import functools
