@@ -115,11 +115,33 @@ def test_plane_pays_for_speed_that_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert env.step(np.zeros(8))[1:4] == (0.0, True, False)
 
 
-def test_training_continues(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """`train` of the ant, stopped after 400 steps, goes on to 800 with its replay buffer."""
+def test_noise_of_the_motors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The motors get the action, and where there is noise normal noise of that standard deviation, clipped to 1."""
+    env = train_behaviour.Plane()
+    env.reset(seed=4)
+    given = []
+    real = env.ant.step
+    monkeypatch.setattr(env.ant, "step", lambda motors: given.append(motors) or real(motors))
+    action = np.full(8, 0.1)
+    env.step(action)
+    env.noise = 0.3
+    for _ in range(100):
+        env.step(action)
+    np.testing.assert_array_equal(given[0], action)
+    noise = np.array(given[1:]) - action
+    assert abs(noise.mean()) < 0.03 and 0.27 < noise.std() < 0.33 and np.abs(given).max() <= 1
+
+
+def test_training_continues(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train` of the ant, stopped after 400 steps, goes on to 800 with its replay buffer; its motors are noisy from the
+    600th."""
+    heard, real = [], train_behaviour.Plane.step
+    monkeypatch.setattr(train_behaviour, "NOISY_FROM", 600)
+    monkeypatch.setattr(train_behaviour.Plane, "step", lambda env, action: heard.append(env.noise) or real(env, action))
     flags = {"robot": "ant", "snapshot_every": 200, "folder": tmp_path, "seed": 1}
     train_behaviour.train(train_behaviour.Train(steps=400, **flags))
     train_behaviour.train(train_behaviour.Train(steps=800, **flags))
+    assert heard == [0.0] * 600 + [0.3] * 200
     assert "continuing ant at step 400" in capsys.readouterr().out
     assert len(list(tmp_path.glob("ant/snapshot_*.npz"))) == 4
     assert [line.split(",")[0] for line in (tmp_path / "ant/progress.csv").read_text().splitlines()[1:]] == [
@@ -296,7 +318,7 @@ def test_facts_by_hand() -> None:
 def test_default_size_and_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """AntMaze gets 500,000 rows, the rest 200,000; the last line says how often the ant got there."""
+    """AntMaze gets 1,000,000 rows, the rest 200,000; the last line says how often the ant got there."""
     asked: list[int] = []
     real: Callable = collect.collect
 
@@ -313,7 +335,7 @@ def test_default_size_and_message(
     for task in ("antmaze-umaze-diverse", "antmaze-large-diverse"):
         with pytest.raises(SystemExit):
             collect.main(collect.Args(env_id=f"{task}-local", out=tmp_path / f"{task}.hdf5"))
-    assert asked == [500_000, 200_000, 500_000, 500_000]
+    assert asked == [1_000_000, 200_000, 1_000_000, 1_000_000]
 
 
 def test_without_the_d4rl_package(tmp_path: Path) -> None:

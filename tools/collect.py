@@ -54,7 +54,7 @@ class Args:
     antmaze-{umaze,umaze-diverse,medium-play,medium-diverse,large-play,large-diverse}-local"""
     size: int | None = None
     """rows (environment steps), 1,000 or more; the last episode is cut to fit and ends with a timeout. Default:
-    200,000; AntMaze 500,000"""
+    200,000; AntMaze 1,000,000, as D4RL's files"""
     seed: int = 0
     """seed of all episodes, 0 or more"""
     workers: int = 0
@@ -309,7 +309,7 @@ def main(args: Args) -> None:
     """Collect, write, report. Raises SystemExit for a bad flag or where nothing can be written."""
     if args.env_id not in LOCAL_IDS:
         raise SystemExit(f"error: --env-id {args.env_id}: expected one of {', '.join(LOCAL_IDS)}")
-    size = (500_000 if args.env_id.startswith("antmaze-") else 200_000) if args.size is None else args.size
+    size = (1_000_000 if args.env_id.startswith("antmaze-") else 200_000) if args.size is None else args.size
     if size < 1000 or args.seed < 0 or args.workers < 0:
         raise SystemExit("error: --size has to be 1000 or more, --seed and --workers 0 or more")
     folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()

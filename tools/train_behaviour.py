@@ -2,7 +2,7 @@
 
     pip install -r requirements-dev.txt
     python tools/train_behaviour.py --robot hopper --steps 300000
-    python tools/train_behaviour.py --robot ant --steps 260000 --snapshot-every 20000
+    python tools/train_behaviour.py --robot ant --steps 340000 --snapshot-every 20000
 
 Every `--snapshot-every` steps the actor is written to `runs/behaviours/<robot>/snapshot_<steps>.npz` and a row to
 `progress.csv`; the whole learner (networks, optimisers, replay buffer) is saved beside them. The command can be
@@ -13,7 +13,8 @@ to a third of expert level (33.3 on D4RL's scale); *expert*, the snapshot with t
 made and what they score.
 
 The ant is antmaze.py's, on a plane without walls: it learns to walk where it is told, as tools/collect.py leads it
-through the mazes. Of it the last snapshot is kept, as *walk*.
+through the mazes; from step 260,000 on its motors are noisy, so that it learns to stay on its feet when it does not do
+quite what it would (as a policy cloned from it does not). Of it the last snapshot is kept, as *walk*.
 """
 
 import csv
@@ -34,12 +35,17 @@ from antmaze import AntMazeEnv
 from dmg_iql import normalized_score
 
 ROBOTS = {"hopper": "Hopper-v4", "walker2d": "Walker2d-v4", "halfcheetah": "HalfCheetah-v4", "ant": "Plane below"}
+NOISY_FROM = 260_000  # environment steps, where the ant walks already
+MOTOR_NOISE = 0.3  # standard deviation
 
 
 class Plane(gym.Env):
     """The ant on a plane. Observation [27]: collect.facing() the direction in which it has to walk, which changes every
     30 to 149 steps, as it does between waypoints. Reward: its speed that way in m/s (up to 4) + 0.5 - a tenth of the
-    mean square of the action. An episode ends after 500 steps, or where the ant has turned over, jumped or fallen."""
+    mean square of the action. An episode ends after 500 steps, or where the ant has turned over, jumped or fallen.
+    The motors get the action plus normal noise of standard deviation `noise`."""
+
+    noise = 0.0
 
     def __init__(self) -> None:
         self.ant = AntMazeEnv(["SG"])
@@ -63,9 +69,11 @@ class Plane(gym.Env):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """0.1 s. An unstable simulation ends the episode with reward 0."""
-        place = self.state[:2]
+        place, motors = self.state[:2], action
+        if self.noise:
+            motors = np.clip(action + self.noise * self.np_random.standard_normal(8), -1, 1)
         try:
-            self.state, *_ = self.ant.step(action)
+            self.state, *_ = self.ant.step(motors)
         except RuntimeError:
             return self.observation(), 0.0, True, False, {}
         speed = (self.state[:2] - place) / self.ant.dt @ (np.cos(self.angle), np.sin(self.angle))
@@ -153,6 +161,8 @@ def train(args: Train) -> None:
         rows = [["steps", "episodes", "mean_return_of_last_100_training_episodes"]]
     progress.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
     while model.num_timesteps < args.steps:
+        for plane in env.envs if ant else ():
+            plane.unwrapped.noise = MOTOR_NOISE if model.num_timesteps >= NOISY_FROM else 0.0
         model.learn(args.snapshot_every, reset_num_timesteps=False)
         n = model.num_timesteps
         recent = float(np.mean([episode["r"] for episode in model.ep_info_buffer] or [np.nan]))
