@@ -36,7 +36,7 @@ def make_run(
     run.mkdir(parents=True)
     flags = setting.flags | ({} if "scratch" in setting.flags else {"iterations": 1000 * len(scores)})
     values = experiments.resolved(setting.script, env_id, tuple(flags.items()))
-    values |= {"exp_name": setting.name, "seed": first, "num_seeds": len(seeds), **ABOUT}
+    values = values | {"exp_name": setting.name, "seed": first, "num_seeds": len(seeds), **ABOUT}
     (run / "config.json").write_text(json.dumps(values | config))
     with (run / "eval.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -268,10 +268,12 @@ def test_table4(tmp_path: Path) -> None:
     steps, online = (0, 0, 1000, 2000), {"online_steps": 2000}
     make_run(tmp_path, HOPPER, dmg, [[0, 0], [20, 30], [60, 60], [80, 90]], steps=steps, **online)
     make_run(tmp_path, HOPPER, ablation, [[0, 0], [10, 10], [20, 20], [10, 10]], steps=steps, **online)
-    make_run(tmp_path, HOPPER, scratch, [[0, 0], [1, 3]], steps=(0, 1000), **online)
+    make_run(tmp_path, HOPPER, scratch, [[0, 0], [1, 3]], steps=(0, 1000), dataset_sha256="none", **online)
     make_run(tmp_path, WALKER, dmg, [[1, 1], [2, 2], [3, 3], [4, 4]], steps=steps, **online)
     report.write("table4", "local", [HOPPER, WALKER], 2, tmp_path, tmp_path / "out")
     rows = rows_of(tmp_path / "out", "table4-local")
+    text = (tmp_path / "out/table4-local.md").read_text()
+    assert f"- datasets (SHA-256): {HOPPER} {'d' * 12}, {WALKER} {'d' * 12}\n" in text  # TD3 from scratch has none
     best = ["2.0 ± 1.4 (best 2.0)", "10.0 ± 0.0 → 10.0 ± 0.0 (best 20.0)", "25.0 ± 7.1 → 85.0 ± 7.1 (best 85.0)"]
     assert rows[HOPPER][:3] == best
     assert rows[HOPPER][3] == "98.0, 85.0, 27.5"  # DMG: 100 - mean(60, 60, 80, 90)

@@ -663,8 +663,8 @@ def caption(name: str, d4rl: bool, seeds: int) -> str:
     words += (
         f"Ours: the last checkpoint, mean ± sample standard deviation over {seeds} seed(s) (or what a cell says) of "
     )
-    words += "the mean over an evaluation's episodes; *best*: the highest mean over seeds of any evaluation, chosen in "
-    words += "hindsight. "
+    words += "the mean over an evaluation's episodes; *best*: the highest mean over seeds of any evaluation (after an "
+    words += "offline phase: of any online one), chosen in hindsight. "
     if name == "table6":
         words += "95 % CI: Student's t over seeds. "
     if name == "table4":
@@ -698,7 +698,8 @@ def provenance(cells: Cells) -> str:
         return ", ".join(sorted({str(config.get(key))[:length] for config in configs})) or "none"
 
     scripts = sorted({f"{config['script']}.py {config['script_sha256'][:12]}" for config in configs})
-    hashes = sorted({f"{config['env_id']} {config['dataset_sha256'][:12]}" for config in configs})
+    used = [config for config in configs if config["dataset_sha256"] != "none"]  # TD3 from scratch has no dataset
+    hashes = sorted({f"{config['env_id']} {config['dataset_sha256'][:12]}" for config in used})
     versions = ", ".join(f"{package} {values(package)}" for package in ("torch", "numpy", "mujoco", "gymnasium"))
     lines = [f"- runs: {len(runs)} complete, in all {sum(run['hours'] for run in runs):.1f} hours of wall clock"]
     lines += [f"- scripts (SHA-256): {', '.join(scripts) or 'none'}", f"- libraries: {versions}"]
