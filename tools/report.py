@@ -544,6 +544,11 @@ def without_data(axis, cells: dict[str, Cell]) -> None:  # noqa: ANN001
         axis.text(0.02, 0.98, "\n".join(lost), transform=axis.transAxes, fontsize=7, color="0.4", va="top")
 
 
+def score_label(env_id: str) -> str:
+    """What a score of this dataset is."""
+    return "success in %" if env_id.startswith("antmaze-") else "score on D4RL's scale"
+
+
 def draw(runs: list[dict], path: Path) -> None:
     """Learning curves of single runs, one panel per dataset; the dashed line is the dataset's own mean score."""
     datasets = list(dict.fromkeys(run["config"]["env_id"] for run in runs))
@@ -555,8 +560,9 @@ def draw(runs: list[dict], path: Path) -> None:
         axis.axhline(own, color="0.4", linestyle="--", linewidth=1, label="dataset's mean")
         axis.set(title=env_id, xlabel="iterations", ylim=(min(0, axis.get_ylim()[0]), None))
         axis.set_xlim(0, None)
+        axis.locator_params("x", nbins=5)
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("score on D4RL's scale")
+    axes[0][0].set_ylabel(score_label(datasets[0]))
     axes[0][-1].legend(fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -629,9 +635,10 @@ def draw_curves(cells: Cells, name: str):  # noqa: ANN201
                 x = steps if online else cell.runs[0]["iterations"]
                 begin = np.flatnonzero(steps == 0)[-1] if online else 0
                 band(axis, x[begin:], curve[begin:], key)
-        axis.set(title=env_id, xlabel="online steps" if online else "iterations", ylabel="score on D4RL's scale")
+        axis.set(title=env_id, xlabel="online steps" if online else "iterations", ylabel=score_label(env_id))
         axis.title.set_size(9)
         axis.set_xlim(0, None)
+        axis.locator_params("x", nbins=5)
         axis.grid(alpha=0.3)
         without_data(axis, ours)
         if len(ours) > 1 and axis.get_legend_handles_labels()[0]:
