@@ -76,9 +76,10 @@ def maze_row(env_id: str) -> str:
         data = {key: file[key][:] for key in ("observations", "terminals", "timeouts", "infos/goal")}
     facts = collect.maze_facts(env_id, data)
     number, paths = facts["trajectories"], facts["paths"]
-    share = [f"{facts[key]} ({100 * facts[key] / number:.0f} %)" for key in ("reached", "seen")]
+    share = [f"{facts[key]:,} ({100 * facts[key] / number:.0f} %)" for key in ("reached", "seen")]
     far = f"{np.median(paths):.0f}, {paths.max():.0f} m" if len(paths) else "-"
-    cells = [env_id, f"{len(data['timeouts']):,}", number, *share, far, f"{facts['begun_seen']} of {facts['begun']}"]
+    cells = [env_id, f"{len(data['timeouts']):,}", f"{number:,}", *share, far]
+    cells += [f"{facts['begun_seen']:,} of {facts['begun']:,}"]
     cells += [PAPER[env_id.replace("-local", "-v2")]["BC"], f"`{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}`"]
     return f"| {' | '.join(map(str, cells))} |"
 
