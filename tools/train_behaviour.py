@@ -35,7 +35,7 @@ from antmaze import AntMazeEnv
 from dmg_iql import normalized_score
 
 ROBOTS = {"hopper": "Hopper-v4", "walker2d": "Walker2d-v4", "halfcheetah": "HalfCheetah-v4", "ant": "Plane below"}
-NOISY_FROM = 260_000  # environment steps, where the ant walks already
+NOISY_FROM = 260_000  # environment steps, where the ant walks already; begins with a snapshot's interval
 MOTOR_NOISE = 0.3  # standard deviation
 
 
@@ -176,8 +176,9 @@ def train(args: Train) -> None:
 
 def describe(args: Train, algorithm: str, score: str) -> dict[str, object]:
     """What stands above the policies in <robot>.json."""
+    command = f"python tools/train_behaviour.py --robot {args.robot} --steps {args.steps} --seed {args.seed}"
     return {
-        "made_by": f"python tools/train_behaviour.py --robot {args.robot} --steps {args.steps} --seed {args.seed}",
+        "made_by": f"{command} --snapshot-every {args.snapshot_every}",
         "algorithm": algorithm,
         "versions": {name: version(name) for name in ("stable-baselines3", "torch", "gymnasium", "mujoco")},
         "score": score,
@@ -227,6 +228,7 @@ def publish_walk(args: Train) -> None:
     with multiprocessing.Pool() as pool:
         returns = pool.starmap(judge_walk, [(path, episode) for episode in range(args.episodes)], chunksize=1)
     algorithm = "SAC of stable-baselines3, actor 128-128, critics 256-256, two updates per four steps"
+    algorithm += f"; from step {NOISY_FROM:,} on normal noise of {MOTOR_NOISE} on the motors"
     score = (
         f"return of 500 steps on the plane, acting as collect.py has it act: mean and sd over {args.episodes} episodes"
     )
