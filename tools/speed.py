@@ -1,20 +1,26 @@
 """Time the update of dmg_iql.py beside the same update as it is usually written.
 
     bash benchmark.sh speed                       # or: python tools/speed.py --threads 1 2 --seeds 1 5 10
+    bash benchmark.sh speed --evaluation          # the share of the wall clock that evaluation takes
 
 Variants: *plain* (a NumPy replay buffer, one host-to-device copy per array and batch, torch.nn networks one by one, the
 seeds in a loop, Adam without fusion), *eager* (DMG.update of dmg_iql.py) and, on a GPU, *graphs* (its CUDA graphs).
 Each measurement is a process of its own; the variants take turns, `--repeats` times, and the table shows medians.
 Before anything is timed, both are checked to compute the same parameters from the same batches.
+
+Evaluation is timed under the paper's protocol (the presets' --eval-every and --eval-episodes) at its longest: with an
+untrained policy in tasks where that one's episodes last to the time limit, a halfcheetah's and an ant's in a maze.
 """
 
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +56,8 @@ class Args:
     """action dimensions: 3 as hopper, 6 as walker2d and halfcheetah"""
     out: Path | None = None
     """also write the table and the raw numbers to this JSON file"""
+    evaluation: bool = False
+    """instead time evaluations beside the training between two of them, with the first of --threads"""
     worker: str | None = None
     """internal: measure this one variant and print its numbers as JSON"""
 
@@ -226,6 +234,40 @@ def measure(args: Args, variant: str, seeds: int, threads: int) -> dict[str, flo
     return result
 
 
+def prepare(env_id: str, episodes: int) -> None:
+    """Make the simulators in this process, which a run does once and keeps."""
+    dmg_iql.simulators(env_id, episodes)
+
+
+def evaluation(args: Args) -> list[str]:
+    """A table of the seconds that an evaluation takes, and the training before it, for each number of seeds."""
+    head = "| task | seeds | steps of an evaluation | seconds | training before it | seconds | evaluation's share |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
+    for env_id in ("halfcheetah-medium-local", "antmaze-umaze-local", "antmaze-large-play-local"):
+        for seeds in args.seeds:
+            job = dmg_iql.Args(env_id=env_id, num_seeds=seeds, device=args.device, threads=args.threads[0])
+            job = dmg_iql.resolve(job)
+            env = dmg_iql.make_env(env_id)
+            dims = env.observation_space.shape[0], env.action_space.shape[0]
+            sized = replace(args, state_dim=dims[0], action_dim=dims[1])
+            variant = "graphs" if job.device == "cuda" else "eager"
+            training = job.eval_every / measure(sized, variant, seeds, job.threads)["rate"]
+            actor = [param.detach().cpu().numpy() for param in dmg_iql.DMG(job, *dims).actor]
+            resets = dmg_iql.random_seeds(job, 2, 1, number=job.eval_episodes)
+            play = functools.partial(dmg_iql.rollout, env_id, actor, np.zeros(dims[0]), np.ones(dims[0]))
+            shares = np.array_split(resets, min(job.eval_workers, job.eval_episodes), axis=1)
+            spawn = torch.multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(len(shares), spawn, initializer=dmg_iql.attend) as pool:
+                run = pool.map if len(shares) > 1 else map
+                list(run(functools.partial(prepare, env_id), [share.size for share in shares]))
+                began = time.perf_counter()
+                steps = sum(int(lengths.sum()) for _, lengths in run(play, shares))
+                seconds = time.perf_counter() - began
+            cells = [env_id, seeds, f"{steps:,}", f"{seconds:.1f}", f"{job.eval_every:,}", f"{training:.0f}"]
+            lines.append(f"| {' | '.join(map(str, cells))} | {seconds / (seconds + training):.1%} |")
+    return lines
+
+
 def sgemm(device: str) -> float:
     """GFLOP/s of 256 x 256 x 256 products in float32."""
     x, y, out = (torch.randn(256, 256, device=device) for _ in range(3))
@@ -247,6 +289,10 @@ def main(args: Args) -> None:
         variant, seeds, threads = args.worker.split(",")
         print(json.dumps(measure(args, variant, int(seeds), int(threads))))
         return
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores"
+    if args.evaluation:
+        print(f"{where}, torch {torch.__version__}, {args.threads[0]} thread(s)\n", *evaluation(args), sep="\n")
+        return
     print(f"plain and ours after 20 updates in float64: largest difference of any parameter {check(args):.1e}")
     variants = ("plain", "eager", "graphs") if args.device == "cuda" else ("plain", "eager")
     threads = args.threads[:1] if args.device == "cuda" else args.threads
@@ -265,7 +311,6 @@ def main(args: Args) -> None:
             output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
             raw[job].append(json.loads(output.splitlines()[-1]))
             print(f"{repeat + 1}/{args.repeats} {job}: {raw[job][-1]['rate']:.1f} it/s", file=sys.stderr)
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores"
     lines = [f"{where}, torch {torch.__version__}, {args.repeats} repeats of {args.seconds:g} s, medians", ""]
     lines += [
         "| threads | seeds | variant | iterations/s | seed-iterations/s | against plain | sgemm GFLOP/s | share of it |"
