@@ -197,6 +197,21 @@ def test_plain_update_is_the_same_update() -> None:
     assert speed.check(speed.Args()) < 1e-9
 
 
+def test_share_of_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tools/speed.py --evaluation plays what the preset asks for, and its share follows from its own two columns."""
+    presets = dmg_iql.preset("halfcheetah-medium-local") | {"eval_every": 200, "eval_episodes": 3}
+    monkeypatch.setattr(dmg_iql, "preset", lambda env_id: presets)
+    args = speed.Args(threads=(1,), seeds=(1, 2), seconds=0.2, rows=1_000, device="cpu")
+    rows = [line.split(" | ") for line in speed.evaluation(args, ("halfcheetah-medium-local",))[2:]]
+    assert [row[:3] for row in rows] == [["| halfcheetah-medium-local", str(n), f"{n * 3_000:,}"] for n in (1, 2)]
+    for row in rows:
+        seconds, training, share = float(row[3]), float(row[5]), float(row[6].rstrip("% |"))
+        low, high = (
+            100 * x / (x + y) for x, y in ((seconds - 0.06, training + 0.06), (seconds + 0.06, training - 0.06))
+        )
+        assert row[4] == "200" and low < share < high
+
+
 def synthetic_run(folder: Path, name: str, scores: np.ndarray) -> Path:
     """A run folder with given scores [evaluations, seeds, episodes]."""
     run = folder / name

@@ -239,11 +239,14 @@ def prepare(env_id: str, episodes: int) -> None:
     dmg_iql.simulators(env_id, episodes)
 
 
-def evaluation(args: Args) -> list[str]:
+LONGEST = ("halfcheetah-medium-local", "antmaze-umaze-local", "antmaze-large-play-local")
+
+
+def evaluation(args: Args, env_ids: tuple[str, ...] = LONGEST) -> list[str]:
     """A table of the seconds that an evaluation takes, and the training before it, for each number of seeds."""
     head = "| task | seeds | steps of an evaluation | seconds | training before it | seconds | evaluation's share |"
     lines = [head, "|---|---|---|---|---|---|---|"]
-    for env_id in ("halfcheetah-medium-local", "antmaze-umaze-local", "antmaze-large-play-local"):
+    for env_id in env_ids:
         for seeds in args.seeds:
             job = dmg_iql.Args(env_id=env_id, num_seeds=seeds, device=args.device, threads=args.threads[0])
             job = dmg_iql.resolve(job)
@@ -263,7 +266,7 @@ def evaluation(args: Args) -> list[str]:
                 began = time.perf_counter()
                 steps = sum(int(lengths.sum()) for _, lengths in run(play, shares))
                 seconds = time.perf_counter() - began
-            cells = [env_id, seeds, f"{steps:,}", f"{seconds:.1f}", f"{job.eval_every:,}", f"{training:.0f}"]
+            cells = [env_id, seeds, f"{steps:,}", f"{seconds:.1f}", f"{job.eval_every:,}", f"{training:.1f}"]
             lines.append(f"| {' | '.join(map(str, cells))} | {seconds / (seconds + training):.1%} |")
     return lines
 
