@@ -246,6 +246,7 @@ def evaluation(args: Args, env_ids: tuple[str, ...] = LONGEST) -> list[str]:
     """A table of the seconds that an evaluation takes, and the training before it, for each number of seeds."""
     head = "| task | seeds | steps of an evaluation | seconds | training before it | seconds | evaluation's share |"
     lines = [head, "|---|---|---|---|---|---|---|"]
+    torch.set_num_threads(args.threads[0])
     for env_id in env_ids:
         for seeds in args.seeds:
             job = dmg_iql.Args(env_id=env_id, num_seeds=seeds, device=args.device, threads=args.threads[0])
