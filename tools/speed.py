@@ -55,7 +55,7 @@ class Args:
     action_dim: int = 3
     """action dimensions: 3 as hopper, 6 as walker2d and halfcheetah"""
     out: Path | None = None
-    """also write the table and the raw numbers to this JSON file"""
+    """also write the table and, without --evaluation, the raw numbers to this JSON file"""
     evaluation: bool = False
     """instead time evaluations beside the training between two of them, with the first of --threads"""
     worker: str | None = None
@@ -244,7 +244,7 @@ LONGEST = ("halfcheetah-medium-local", "antmaze-umaze-local", "antmaze-large-pla
 
 def evaluation(args: Args, env_ids: tuple[str, ...] = LONGEST) -> list[str]:
     """A table of the seconds that an evaluation takes, and the training before it, for each number of seeds."""
-    head = "| task | seeds | steps of an evaluation | seconds | training before it | seconds | evaluation's share |"
+    head = "| task | seeds | steps of an evaluation | seconds | iterations before it | seconds | evaluation's share |"
     lines = [head, "|---|---|---|---|---|---|---|"]
     torch.set_num_threads(args.threads[0])
     for env_id in env_ids:
@@ -295,7 +295,10 @@ def main(args: Args) -> None:
         return
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores"
     if args.evaluation:
-        print(f"{where}, torch {torch.__version__}, {args.threads[0]} thread(s)\n", *evaluation(args), sep="\n")
+        lines = [f"{where}, torch {torch.__version__}, {args.threads[0]} thread(s)", "", *evaluation(args)]
+        print("\n".join(lines))
+        if args.out:
+            args.out.write_text(json.dumps({"table": lines}, indent=1))
         return
     print(f"plain and ours after 20 updates in float64: largest difference of any parameter {check(args):.1e}")
     variants = ("plain", "eager", "graphs") if args.device == "cuda" else ("plain", "eager")
