@@ -146,24 +146,37 @@ def test_maps_of_collection(d4rl_ant: Oracle) -> None:
 
 
 @pytest.mark.parametrize("maze", TEST_MAPS)
-def test_ways_of_collection(d4rl_ant: Oracle, maze: str) -> None:
-    """From any free cell to any other, collect.waypoint goes on to a cell as near it as d4rl's navigation does."""
-    theirs = d4rl_ant.make(d4rl_ant.maps()[TEST_MAPS[maze].removesuffix("_TEST")]).unwrapped
+def test_ways_of_collection(d4rl_ant: Oracle, maze: str, capsys: pytest.CaptureFixture) -> None:
+    """From any place in a free cell to any goal, collect.waypoint sends the ant where d4rl's own navigation sends it: to
+    a cell just as near the goal, or to the goal; and on, where that stops with an error."""
+    theirs = d4rl_ant.make(d4rl_ant.maps()[TEST_MAPS[maze].removesuffix("_TEST")])
+    theirs = theirs.create_navigation_policy.__self__  # behind d4rl's wrappers
+    navigate = theirs.create_navigation_policy(lambda state, way: np.array(way) + state[:2])
     ours, rng = collect.make_maze(f"antmaze-{maze}-diverse-local"), np.random.default_rng(0)
     cells = np.concatenate([ours.goals, ours.starts]) / 4
-    checked = 0
-    for _ in range(300):
+    counts = {"to the goal": 0, "to a cell": 0, "from a wall's cell": 0, "no path": 0}
+    for _ in range(1500):
         here, goal = (rng.choice(cells).astype(int) for _ in range(2))
-        ours.goal = goal * 4 + rng.uniform(0, 1.5, 2)
-        way = collect.waypoint(ours, here * 4 + rng.uniform(-1.9, 1.9, 2), rng)
-        row, column = theirs._get_best_next_rowcol([here[1] + 1, here[0] + 1], [goal[1] + 1, goal[0] + 1])
-        steps = collect.steps_to(ours, tuple(goal.tolist()))
-        if (row, column) == (goal[1] + 1, goal[0] + 1):
+        ours.goal = theirs.target_goal = goal * 4 + rng.uniform(0, 1.5, 2)
+        place = here * 4 + rng.uniform(-1.9, 1.9, 2)
+        way = collect.waypoint(ours, place, rng)
+        try:
+            wanted = navigate(place)
+        except ValueError:
+            counts["no path"] += 1
+            assert np.abs(way - place).max() < 6, "to the next cell all the same"
+            continue
+        if np.allclose(wanted, theirs.target_goal, atol=1e-9):
             np.testing.assert_array_equal(way, ours.goal)
-        else:
-            assert steps[tuple(np.rint((way - 0.5) / 4).astype(int).tolist())] == steps[column - 1, row - 1]
-            checked += 1
-    assert checked > 50
+            counts["to the goal"] += 1
+            continue
+        steps = collect.steps_to(ours, tuple(goal.tolist()))
+        assert len({steps[tuple(np.rint((xy - 0.5) / 4).astype(int).tolist())] for xy in (way, wanted)}) == 1
+        counts["to a cell"] += 1
+        counts["from a wall's cell"] += collect.cell_of(place) not in steps
+    capsys.readouterr()  # d4rl prints every step
+    assert counts["to the goal"] > 50 and counts["to a cell"] > 300 and counts["from a wall's cell"] > 50, counts
+    assert counts["no path"] < 150, counts
 
 
 @pytest.mark.parametrize("name", MAPS)

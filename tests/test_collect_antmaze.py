@@ -224,8 +224,9 @@ def test_evaluation_goal(maze: str) -> None:
 
 
 def test_waypoints_by_hand() -> None:
-    """In umaze: right along the first row, down, left along the last one, and from the cell before the goal's to the
-    goal itself; inside a wall, to the best cell beside it."""
+    """In umaze: right along the first row to the centre of its last cell and past it, down the same way; left along the
+    last row, where the cell's edge on the way down the axis is its centre; from the cell before the goal's to the goal
+    itself; inside a wall, to the best cell beside it."""
     env = collect.make_maze("antmaze-umaze-local")
     env.reset(seed=0)
     rng = np.random.default_rng(0)
@@ -235,16 +236,21 @@ def test_waypoints_by_hand() -> None:
 
     for place, corner in (
         ((0, 0), (4, 0)),
-        ((1.9, 0.5), (4, 0)),
+        ((3.9, -0.5), (4, 0)),
         ((4, 0), (8, 0)),
-        ((8, 1.9), (8, 4)),
+        ((7.9, 1.9), (8, 0)),
+        ((8.1, 1.9), (8, 4)),
+        ((8.1, 3.9), (8, 4)),
         ((8, 4), (8, 8)),
+        ((8.1, 7.9), (8, 8)),
+        ((8.1, 8), (4, 8)),
+        ((7.9, 4.1), (4, 8)),  # counted to the wall in the middle
     ):
         offset = np.array([next_to(*place) - corner for _ in range(200)])
         assert offset.min() >= 0 and offset.max() <= 1 and np.abs(offset.mean(0) - 0.5).max() < 0.1
-    np.testing.assert_array_equal(next_to(4, 8), env.goal)
+    np.testing.assert_array_equal(next_to(7.9, 8.1), env.goal)
     np.testing.assert_array_equal(next_to(0.3, 8.2), env.goal)
-    assert ((4, 8) <= next_to(4, 4.1)).all() and (next_to(4, 4.1) <= (5, 9)).all(), "in the wall: the best cell beside"
+    np.testing.assert_array_equal(next_to(0.3, 7.8), env.goal)
 
 
 def test_unstable_simulation_ends_an_episode(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,16 +168,25 @@ def steps_to(env: antmaze.AntMazeEnv, goal: tuple[int, int]) -> dict[tuple[int, 
     return steps
 
 
+def cell_of(place: np.ndarray) -> tuple[int, int]:
+    """The cell that D4RL counts a place [2] to (maze_env.py 208-212): from its centre to the next one's on each axis,
+    so that an ant on its way up an axis walks on to the centre before it turns."""
+    x, y = (np.maximum(place, 1e-4) // antmaze.CELL).astype(int).tolist()
+    return x, y
+
+
 def waypoint(env: antmaze.AntMazeEnv, place: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Where to go from `place` [2]: to the next cell on the shortest path, its centre + U(0, 1) on each axis; where
-    that, or this, is the goal's cell, to the goal."""
-    here, goal = (tuple(np.rint(xy / antmaze.CELL).astype(int).tolist()) for xy in (place, env.goal))
+    that, or this, is the goal's cell, to the goal. A place may be counted to a wall's cell: it has a next one, too."""
+    goal = cell_of(env.goal)
     steps = steps_to(env, goal)
-    near = [(here[0] + dx, here[1] + dy) for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1))]
-    cell = min((cell for cell in near if cell in steps), key=steps.get, default=goal)  # on top of a wall: straight on
-    if here == goal or cell == goal:
-        return env.goal
-    return np.array(cell) * antmaze.CELL + rng.uniform(0, antmaze.CELL / 4, 2)
+    inside = tuple(np.rint(place / antmaze.CELL).astype(int).tolist())  # ours, where D4RL's cell leads nowhere
+    for x, y in (cell_of(place), inside):
+        near = [cell for cell in ((x - 1, y), (x + 1, y), (x, y - 1), (x, y + 1)) if cell in steps]
+        cell = goal if (x, y) == goal else min(near, key=steps.get, default=None)
+        if cell is not None:
+            return env.goal if cell == goal else np.array(cell) * antmaze.CELL + rng.uniform(0, antmaze.CELL / 4, 2)
+    return env.goal
 
 
 def evaluation_goal(env_id: str) -> np.ndarray:
