@@ -390,10 +390,11 @@ def init_mlp(args: Args, generators: list[torch.Generator], copies: int, sizes: 
 
 
 def mlp(params: list[Tensor], x: Tensor) -> Tensor:
-    """x [nets, batch, in] -> [nets, batch, out]. Inside, samples are columns (W x + b): faster on a CPU."""
+    """x [inputs, batch, in] -> [nets, batch, out]; the first nets / inputs networks share the first input, and so on.
+    Inside, samples are columns (W x + b), and networks that share an input are one in their first layer: faster."""
     w1, b1, w2, b2, w3, b3 = params
-    h = torch.baddbmm(b1, w1, x.mT).relu_()
-    h = torch.baddbmm(b2, w2, h).relu_()
+    h = torch.baddbmm(b1.view(len(x), -1, 1), w1.view(len(x), -1, x.shape[-1]), x.mT).relu_()
+    h = torch.baddbmm(b2, w2, h.view(len(w2), -1, x.shape[1])).relu_()
     return torch.baddbmm(b3, w3, h).mT
 
 
@@ -409,7 +410,7 @@ def V(value: list[Tensor], s: Tensor) -> Tensor:
 
 def Q(critic: list[Tensor], s: Tensor, a: Tensor) -> Tensor:
     """Q_θ(s, a) of both twins [seeds, 2, batch]; seed k's are the nets 2k and 2k + 1."""
-    return mlp(critic, torch.cat((s, a), -1).repeat_interleave(2, dim=0)).view(len(s), 2, -1)
+    return mlp(critic, torch.cat((s, a), -1)).view(len(s), 2, -1)
 
 
 # ---- the losses, each [seeds] ----------------------------------------------------------------------------------------
@@ -438,6 +439,25 @@ def actor_loss(q: Tensor, pi: Tensor, a: Tensor, adv: Tensor, q_coef: Tensor, nu
     return -q_coef * q.mean(-1) / q.detach().abs().mean(-1) + nu * cloning
 
 
+class Adam:
+    """Adam (Table 5): torch.optim.Adam's own fused step and defaults, without the bookkeeping around it, which takes
+    longer on a CPU than the step. `rate` is a tensor, so that a captured graph sees it change; `state` is what a
+    checkpoint keeps: the count of steps, then every parameter's first moment, then every second."""
+
+    def __init__(self, params: list[Tensor], rate: float) -> None:
+        self.params, device = [param.detach() for param in params], params[0].device
+        self.rate, self.steps = torch.tensor(rate).to(device), torch.zeros((), dtype=torch.float32, device=device)
+        self.moments = [[torch.zeros_like(param) for param in self.params] for _ in range(2)]
+        self.state = [self.steps, *self.moments[0], *self.moments[1]]
+
+    def step(self, gradients: tuple[Tensor, ...]) -> None:
+        """One step, in place."""
+        self.steps += 1
+        defaults = dict(beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False)
+        steps = [self.steps] * len(self.params)
+        torch._fused_adam_(self.params, gradients, *self.moments, [], steps, lr=self.rate, **defaults)
+
+
 class DMG:
     """The networks and optimisers of all seeds, and one iteration of Algorithm 1."""
 
@@ -450,34 +470,28 @@ class DMG:
         self.value = init_mlp(args, generators, 1, [state_dim, *hidden, 1])
         self.actor_target = [param.detach().clone() for param in self.actor]
         self.critic_target = [param.detach().clone() for param in self.critic]
-        self.optimisers = {}
-        for name in ("actor", "critic", "value"):
-            rate = torch.tensor(args.learning_rate).to(args.device)
-            self.optimisers[name] = torch.optim.Adam(getattr(self, name), rate, fused=True, capturable=rate.is_cuda)
-        # The rates, λ and ν are tensors, so that a captured graph sees them change.
+        self.optimisers = {x: Adam(getattr(self, x), args.learning_rate) for x in ("actor", "critic", "value")}
+        # λ and ν are tensors, too.
         self.lam = torch.tensor(args.lam, device=args.device)
         self.q_coef, self.nu = torch.tensor([0.0, 1.0] if math.isinf(args.nu) else [1.0, args.nu], device=args.device)
 
     def descend(self, name: str, loss: Tensor) -> None:
         """One Adam step. Seeds share no parameter, so the gradient of their summed losses is each one's own."""
-        params = getattr(self, name)
-        for param, gradient in zip(params, torch.autograd.grad(loss.sum(), params)):
-            param.grad = gradient
-        self.optimisers[name].step()
+        self.optimisers[name].step(torch.autograd.grad(loss.sum(), getattr(self, name)))
 
     def set_actor_rate(self, steps_done: int) -> None:
         """Table 5's cosine schedule: the full rate at the first actor step, 0 behind the last."""
         angle = math.pi * steps_done / max(self.args.iterations // self.args.policy_delay, 1)
-        self.optimisers["actor"].param_groups[0]["lr"].fill_(self.args.learning_rate * (1 + math.cos(angle)) / 2)
+        self.optimisers["actor"].rate.fill_(self.args.learning_rate * (1 + math.cos(angle)) / 2)
 
     def update(self, batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
         """One iteration, from rows of the replay table [seeds, batch, columns] and target noise [seeds, batch, action].
         Returns the losses [seeds] and the batch's q [seeds, 2, batch] and v [seeds, batch], to be logged."""
         s, a, r, not_done, s2 = batch.split(self.columns, dim=-1)
-        with torch.no_grad():  # the target networks stand until the Polyak step: one pass serves Eq. 14, 15 and 16
+        with torch.no_grad():  # the target networks stand until the Polyak step: q_target serves Eq. 15 and Eq. 14
             a2 = (policy(self.actor_target, s2) + noise).clamp_(-1, 1)
-            both = Q(self.critic_target, torch.cat((s, s2), 1), torch.cat((a, a2), 1)).amin(1)  # the smaller twin
-            q_target, q2 = both.chunk(2, dim=1)  # Q_θ'(s, a) and Q_θ'(s', a')
+            q_target = Q(self.critic_target, s, a).amin(1)  # the smaller twin
+            q2 = Q(self.critic_target, s2, a2).amin(1)
 
         v = V(self.value, s)
         v_loss = value_loss(q_target - v, self.args)
@@ -566,7 +580,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 def save_checkpoint(path: Path, agent: DMG, state: dict) -> None:
     """Write the agent's networks and optimisers, seed axis first, beside `state`: configuration, counters, flags."""
     nets = {name: [param.detach() for param in getattr(agent, name)] for name in NETS}
-    optimisers = {name: optimiser.state_dict()["state"] for name, optimiser in agent.optimisers.items()}
+    optimisers = {name: optimiser.state for name, optimiser in agent.optimisers.items()}
     replace_file(path, lambda part: torch.save({**state, "nets": nets, "optimisers": optimisers}, part))
 
 
@@ -582,13 +596,12 @@ def load_checkpoint(path: Path, agent: DMG, state: dict) -> dict:
     try:
         saved = torch.load(path, map_location=agent.args.device, weights_only=True)
         check_same(path, saved["config"], state["config"])
-        pairs, moments = [], []
+        pairs = []
         for name in NETS:
             pairs += zip(getattr(agent, name), saved["nets"][name], strict=True)
         for name, optimiser in agent.optimisers.items():
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": saved["optimisers"][name]})
-            moments += [(param, m[key]) for param, m in optimiser.state.items() for key in ("exp_avg", "exp_avg_sq")]
-        if any(param.shape != old.shape for param, old in pairs + moments):
+            pairs += zip(optimiser.state, saved["optimisers"][name], strict=True)
+        if any(param.shape != old.shape for param, old in pairs):
             raise ValueError("wrong shapes")
         for param, old in pairs:
             param.data.copy_(old)
@@ -634,7 +647,7 @@ def train(args: Args) -> int:
     update = captured(agent.update) if args.cudagraphs else agent.update
     q_bound = 100 * (table[:, sum(dims)].abs().max().item() or math.inf) / (1 - args.gamma)  # beyond it: diverged
 
-    config |= {"script": Path(__file__).stem, "checkpoint_format": 1, "dataset_sha256": digest(path)}
+    config |= {"script": Path(__file__).stem, "checkpoint_format": 2, "dataset_sha256": digest(path)}
     about = {"dataset": str(path), "transitions": len(table), "script_sha256": digest(Path(__file__))}
     about |= {"device_name": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores"}
     about |= {package: version(package) for package in ("torch", "numpy", "mujoco", "gymnasium")}

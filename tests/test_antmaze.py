@@ -147,8 +147,8 @@ def test_maps_of_collection(d4rl_ant: Oracle) -> None:
 
 @pytest.mark.parametrize("maze", TEST_MAPS)
 def test_ways_of_collection(d4rl_ant: Oracle, maze: str, capsys: pytest.CaptureFixture) -> None:
-    """From any place in a free cell to any goal, collect.waypoint sends the ant where d4rl's own navigation sends it: to
-    a cell just as near the goal, or to the goal; and on, where that stops with an error."""
+    """From any place in a free cell to any goal, collect.waypoint sends the ant where d4rl's own navigation sends it:
+    to a cell just as near the goal, or to the goal; and on, where that stops with an error."""
     theirs = d4rl_ant.make(d4rl_ant.maps()[TEST_MAPS[maze].removesuffix("_TEST")])
     theirs = theirs.create_navigation_policy.__self__  # behind d4rl's wrappers
     navigate = theirs.create_navigation_policy(lambda state, way: np.array(way) + state[:2])

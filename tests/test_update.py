@@ -230,11 +230,33 @@ def test_twins_and_seeds_start_apart_and_targets_start_equal() -> None:
         assert all(torch.equal(x, y) and x.data_ptr() != y.data_ptr() for x, y in zip(target, trained, strict=True))
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+def test_adam_is_torchs(dtype: torch.dtype, tolerance: float) -> None:
+    """Over 60 steps with a falling rate and gradients of very different sizes, Adam does what torch.optim.Adam's plain
+    loop does, and leaves the gradients alone."""
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.randn(shape, generator=generator, dtype=dtype) for shape in ((2, 16, 5), (2, 16, 1), (2, 1, 1))]
+    theirs = [param.clone().requires_grad_() for param in ours]
+    adam, plain = dmg_iql.Adam(ours, 1e-2), torch.optim.Adam(theirs, 1e-2, foreach=False, fused=False)
+    for step in range(60):
+        adam.rate.fill_(1e-2 * (1 - step / 60))
+        plain.param_groups[0]["lr"] = adam.rate.item()
+        gradients = tuple(10.0 ** (step % 9 - 6) * torch.randn(p.shape, generator=generator, dtype=dtype) for p in ours)
+        for param, gradient in zip(theirs, gradients):
+            param.grad = gradient.clone()
+        adam.step(gradients)
+        plain.step()
+        assert all(torch.equal(param.grad, gradient) for param, gradient in zip(theirs, gradients))
+        for mine, other in zip(ours, theirs):
+            torch.testing.assert_close(mine, other.detach(), rtol=0, atol=tolerance)
+    assert adam.state[0].item() == 60 and len(adam.state) == 7
+
+
 def test_cosine_schedule() -> None:
     """The actor's rate starts at 3e-4, halves in the middle and ends near 0 with the run (Table 5), set in place."""
     args = dmg_iql.Args(env_id="hopper-medium-local", iterations=1000, device="cpu", threads=1, hidden_dim=4)
     agent = dmg_iql.DMG(dmg_iql.resolve(args), 11, 3)
-    rate = agent.optimisers["actor"].param_groups[0]["lr"]
+    rate = agent.optimisers["actor"].rate
     for step, wanted in ((0, 3e-4), (250, 1.5e-4), (499, 1.5e-4 * (1 + math.cos(math.pi * 499 / 500))), (500, 0.0)):
         agent.set_actor_rate(step)
         assert rate.item() == pytest.approx(wanted, rel=1e-5, abs=1e-10)
