@@ -19,8 +19,10 @@ time ends an episode, one row after the limit of evaluation; it goes on after th
 every row are set by whether the next row is within 0.5 m of the evaluation goal. *umaze* has one start and one goal; in
 all others the ant starts in any cell that is free and no goal's. It is sent to D4RL's goal cells in *play*, to any free
 cell in *diverse* (D4RL's paper: random goals; its script has the flag, but not what it did). Ours: the ant's policy,
-which sees the direction as a frame turned that way, and is sampled before the noise as D4RL's was; the goal that counts
-in relabelling is the centre of those that evaluation draws (D4RL: one draw); infos/goal is where the ant was sent.
+which sees the direction as a frame turned that way, and is sampled before the noise as D4RL's was; where D4RL's search
+for the next cell would end in an error, in some corners, the ant goes on from the cell it stands in; the goal that
+counts in relabelling is the centre of those that evaluation draws (D4RL: one draw); infos/goal is where the ant was
+sent.
 """
 
 import functools
