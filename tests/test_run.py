@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import platform
 import random
 import re
 import select
@@ -1467,3 +1468,27 @@ def test_import_has_no_side_effects(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=work, env=env, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(work.iterdir()) == list(home.iterdir()) == []
+
+
+FAULTS = """
+import resource, sys, torch
+import {script} as dmg_iql
+torch.set_num_threads(1)
+dmg_iql.keep_memory()
+agent = dmg_iql.DMG(dmg_iql.resolve(dmg_iql.Args(env_id="hopper-medium-local", num_seeds=5)), 11, 3)
+batch, noise = torch.zeros(5, 256, 27), torch.zeros(5, 256, 3)
+for i in range(30):
+    if i == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    agent.update(batch, noise, actor_step=i % 2 == 1)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="keep_memory speaks to glibc's malloc")
+def test_freed_memory_is_kept() -> None:
+    """The kernel's count of pages that an update of five seeds asks it for: some thousands by default."""
+    code = FAULTS.format(script=SCRIPT)
+    words, root = [sys.executable, "-c", code], Path(__file__).parent.parent
+    done = subprocess.run(words, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert int(done.stdout) < 100, done.stderr

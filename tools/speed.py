@@ -199,6 +199,7 @@ def measure(args: Args, variant: str, seeds: int, threads: int) -> dict[str, flo
                 noise = (torch.randn_like(batch[1]) * job.policy_noise).clamp(-job.noise_clip, job.noise_clip)
                 agent.update(*batch, noise)
     else:
+        dmg_iql.keep_memory()
         table, _, _ = dmg_iql.replay_table(data, job)
         agent = dmg_iql.DMG(job, s, a)
         update = dmg_iql.captured(agent.update) if variant == "graphs" else agent.update
