@@ -467,7 +467,7 @@ class DMG:
 
     def descend(self, name: str, loss: Tensor) -> None:
         """One Adam step. Seeds share no parameter, so the gradient of their summed losses is each one's own."""
-        self.optimisers[name].step(torch.autograd.grad(loss.sum(), getattr(self, name)))
+        self.optimisers[name].step(torch.autograd.grad(loss, getattr(self, name), torch.ones_like(loss)))
 
     def set_actor_rate(self, steps_done: int) -> None:
         """Table 5's cosine schedule: the full rate at the first actor step, 0 behind the last."""
