@@ -148,7 +148,7 @@ class Machine:
 
     device: str = "auto"  # cpu, cuda, or auto: cuda if torch sees a GPU
     cudagraphs: bool = False  # on a GPU, capture the update and replay it: the same arithmetic, launched at once
-    threads: int = 0  # CPU threads; 0: one, or two with several seeds (one seed gains little; more was not measured)
+    threads: int = 0  # CPU threads, 0: two where there are as many cores (more was not measured)
     eval_workers: int = 0  # processes that play evaluation episodes; 0: one per core beside a GPU, else only this one
 
 
@@ -241,7 +241,7 @@ def resolve(args: Args) -> Args:
         raise SystemExit("error: --device cuda, but torch sees no GPU; use --device cpu or install torch with CUDA")
     args.device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     args.cudagraphs = args.cudagraphs and args.device == "cuda"
-    args.threads = args.threads or min(torch.get_num_threads(), args.num_seeds, 2)
+    args.threads = args.threads or min(torch.get_num_threads(), 2)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     args.eval_workers = args.eval_workers or (cores if args.device == "cuda" else 1)
     return args
