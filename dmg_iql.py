@@ -443,6 +443,7 @@ class Adam:
     def step(self, gradients: tuple[Tensor, ...]) -> None:
         """One step, in place."""
         self.steps += 1
+        gradients = [gradient.contiguous() for gradient in gradients]  # the fused step ignores a gradient's strides
         defaults = dict(beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False)
         steps = [self.steps] * len(self.params)
         torch._fused_adam_(self.params, gradients, *self.moments, [], steps, lr=self.rate, **defaults)

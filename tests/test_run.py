@@ -1470,8 +1470,9 @@ def test_import_has_no_side_effects(tmp_path: Path) -> None:
     assert list(work.iterdir()) == list(home.iterdir()) == []
 
 
+# ---- 13. memory ------------------------------------------------------------------------------------------------------
 FAULTS = """
-import resource, sys, torch
+import resource, torch
 import {script} as dmg_iql
 torch.set_num_threads(1)
 dmg_iql.keep_memory()

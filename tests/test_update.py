@@ -233,7 +233,7 @@ def test_twins_and_seeds_start_apart_and_targets_start_equal() -> None:
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
 def test_adam_is_torchs(dtype: torch.dtype, tolerance: float) -> None:
     """Over 60 steps with a falling rate and gradients of very different sizes, Adam does what torch.optim.Adam's plain
-    loop does, and leaves the gradients alone."""
+    loop does, also where a gradient is transposed in memory, and leaves the gradients alone."""
     generator = torch.Generator().manual_seed(0)
     ours = [torch.randn(shape, generator=generator, dtype=dtype) for shape in ((2, 16, 5), (2, 16, 1), (2, 1, 1))]
     theirs = [param.clone().requires_grad_() for param in ours]
@@ -244,7 +244,7 @@ def test_adam_is_torchs(dtype: torch.dtype, tolerance: float) -> None:
         gradients = tuple(10.0 ** (step % 9 - 6) * torch.randn(p.shape, generator=generator, dtype=dtype) for p in ours)
         for param, gradient in zip(theirs, gradients):
             param.grad = gradient.clone()
-        adam.step(gradients)
+        adam.step(tuple(gradient.mT.contiguous().mT for gradient in gradients))
         plain.step()
         assert all(torch.equal(param.grad, gradient) for param, gradient in zip(theirs, gradients))
         for mine, other in zip(ours, theirs):

@@ -42,7 +42,8 @@ besides, or only one of them, or neither: an ant that has fallen on its back doe
 0.5 m of the place that it was sent to. *Saw the goal*: came within 0.5 m of the evaluation goal, which is when reward
 and terminal are 1; *over a path of*: how long the shortest path to it is from where those began, in metres along the
 cells (median, longest). *From the start*: how many of the trajectories that began in evaluation's start cell saw it.
-The last trajectory is cut to fit, and not counted.
+The last trajectory is cut to fit, and not counted. A file is the same for any number of workers, but not on every
+machine: on another one umaze's had 1,378 trajectories that saw the goal, and another hash.
 """
 
 
