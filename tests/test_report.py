@@ -81,6 +81,24 @@ def test_seeds_of_several_runs_are_one_cell(tmp_path: Path) -> None:
     assert report.read_cell(tmp_path, HOPPER, experiments.DMG, 3).text(best=False) == "1.0 ± 0.0"
 
 
+def test_runs_that_differ_in_their_seeds_only_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Seeds 10 and 30, trained one by one: 20.0 ± 14.1, on whatever machine. Not with a seed that is there already,
+    other data, another setting, or one that is unfinished: these have a line each."""
+    first = make_run(tmp_path / "a", HOPPER, experiments.DMG, [[50], [10]])
+    second = make_run(tmp_path / "b", HOPPER, experiments.DMG, [[40], [30]], first=1, torch="3", threads=2)
+    curve = tmp_path / "curve.png"
+    report.main(report.Args(runs=[first, second], figure=curve))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and "| 20.0 ± 14.1 | 45.0 ± 7.1 (1,000) | nan | 2 × 2,000 |" in lines[2]
+    for i, other in enumerate(({}, {"dataset_sha256": "e"}, {"nu": 7.0}, {"exp_name": "other"}, {"done": False})):
+        seed = {"first": 1 if other else 0}
+        other = make_run(tmp_path / str(i), HOPPER, experiments.DMG, [[40], [30]], **seed, **other)
+        report.main(report.Args(runs=[first, other]))
+        assert len(capsys.readouterr().out.splitlines()) == 4, other
+    kept = report.together([report.read_run(folder) for folder in (first, second)])
+    assert kept[0]["seeds"] == [0, 1] and kept[0]["q"].tolist() == [100, 101]
+
+
 def test_missing_unfinished_failed(tmp_path: Path) -> None:
     """What is not complete is named by what it is, and has no number; an interrupted job has not failed."""
     failed, interrupted = "failed (exit status ", "interrupted; the same command\n\nexit status 1"

@@ -6,7 +6,8 @@
 
 Without --name, one line per run: the score on D4RL's scale at the last checkpoint and at the best one (chosen in
 hindsight), as mean and sample standard deviation over seeds of each seed's mean over episodes, the number of seeds
-and iterations, and the mean score of the episodes in the dataset itself.
+and iterations, and the mean score of the episodes in the dataset itself. Complete runs of one name that differ in
+nothing but their seeds, and in the machine, are one line, and one curve.
 
 With --name, a table or figure of the paper in reports/: Markdown and CSV in the paper's layout with the paper's
 number beside ours, the same for every seed by itself, and PNG and SVG for figures. All numbers come from the run
@@ -121,6 +122,23 @@ def dataset_score(config: dict) -> float:
     return float(normalized_score(config["env_id"], np.minimum(returns, 1) if maze else returns).mean())
 
 
+def together(runs: list[dict]) -> list[dict]:
+    """The runs, those being put together along the seeds that are complete, have no seed in common and are the same in
+    name, data and every setting that changes results."""
+    found = []
+    for run in runs:
+        kept = {key: value for key, value in run["config"].items() if key not in FREE - {"exp_name"}}
+        for other, settings in found:
+            same = settings == kept and run["complete"] and other["complete"]
+            if same and not set(run["seeds"]) & set(other["seeds"]):
+                other["seeds"] = other["seeds"] + run["seeds"]
+                other |= {key: np.concatenate([other[key], run[key]], axis=-1) for key in ("curve", "q", "diverged")}
+                break
+        else:
+            found.append((dict(run), kept))
+    return [run for run, _ in found]
+
+
 def show(scores: np.ndarray) -> str:
     """Mean ± sample standard deviation over seeds. A score that is not finite (a diverged policy's) is left out, which
     is said; where none is finite: diverged."""
@@ -132,7 +150,7 @@ def show(scores: np.ndarray) -> str:
 
 
 def table(runs: list[dict]) -> str:
-    """The Markdown table of single runs."""
+    """The Markdown table of runs, a line for each."""
     lines = ["| dataset | setting | last score | best score (at, in hindsight) | dataset's mean | seeds × iterations |"]
     lines.append("|---|---|---|---|---|---|")
     for run in runs:
@@ -550,7 +568,7 @@ def score_label(env_id: str) -> str:
 
 
 def draw(runs: list[dict], path: Path) -> None:
-    """Learning curves of single runs, one panel per dataset; the dashed line is the dataset's own mean score."""
+    """Learning curves of runs, one panel per dataset; the dashed line is the dataset's own mean score."""
     datasets = list(dict.fromkeys(run["config"]["env_id"] for run in runs))
     figure, axes = panels(len(datasets), columns=len(datasets))
     for axis, env_id in zip(axes[0], datasets):
@@ -791,7 +809,7 @@ def main(args: Args) -> None:
             if folder in args.runs or "no evaluation yet" not in str(error):
                 raise
             print(f"{folder}: no evaluation yet")
-    runs.sort(key=lambda run: run["config"]["env_id"])  # datasets in turn
+    runs = together(sorted(runs, key=lambda run: run["config"]["env_id"]))  # datasets in turn
     kinds = [[run for run in runs if run["config"]["env_id"].endswith(kind)] for kind in ("-v2", "-local")]
     print("\n\n".join(table(kind) for kind in kinds if kind))  # D4RL and local results never in one table
     if args.figure:
