@@ -4,9 +4,10 @@
     bash benchmark.sh speed --evaluation          # the share of the wall clock that evaluation takes
 
 Variants: *plain* (a NumPy replay buffer, one host-to-device copy per array and batch, torch.nn networks one by one, the
-seeds in a loop, Adam without fusion), *eager* (DMG.update of dmg_iql.py) and, on a GPU, *graphs* (its CUDA graphs).
+seeds in a loop, Adam without fusion), *eager* (DMG.update of dmg_iql.py), on a GPU *graphs* (its CUDA graphs), and
+elsewhere *by hand* (that update without autograd, every derivative written out: what autograd costs on a CPU).
 Each measurement is a process of its own; the variants take turns, `--repeats` times, and the table shows medians.
-Before anything is timed, both are checked to compute the same parameters from the same batches.
+Before anything is timed, all are checked to compute the same parameters from the same batches.
 
 Evaluation is timed under the paper's protocol (the presets' --eval-every and --eval-episodes) at its longest: with an
 untrained policy in tasks where that one's episodes last to the time limit, a halfcheetah's and an ant's in a maze.
@@ -135,6 +136,81 @@ class Plain:
         return {"value_loss": value_loss.item(), "critic_loss": critic_loss.item()}
 
 
+class ByHand(dmg_iql.DMG):
+    """DMG's update (dmg_iql.py) with every derivative written out: a measurement of what autograd costs on a CPU. The
+    scripts do not do it: whoever changes a loss in them need not know its derivative."""
+
+    @torch.no_grad()
+    def update(self, batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
+        """One iteration, as DMG.update's. Twins that are equal to the last bit both get the actor's gradient."""
+        args, (state_dim, action_dim, *_), (seeds, samples, _) = self.args, self.columns, batch.shape
+        s, a, r, not_done, s2 = batch.split(self.columns, dim=-1)
+        sa, r, not_done = batch[..., : state_dim + action_dim], r.squeeze(-1), not_done.squeeze(-1)
+        a2 = (dmg_iql.policy(self.actor_target, s2) + noise).clamp_(-1, 1)
+        q_target = dmg_iql.mlp(self.critic_target, sa).view(seeds, 2, -1).amin(1)
+        q2 = dmg_iql.Q(self.critic_target, s2, a2).amin(1)
+
+        v, *hidden = forward(self.value, s)
+        u = q_target - v.squeeze(1)
+        weighted = torch.where(u < 0, 1 - args.expectile, args.expectile) * u  # Eq. 15 is the mean of this times u
+        dv = (weighted * (-2 / samples)).unsqueeze(1)
+        self.optimisers["value"].step(backward(self.value, s, *hidden, dv))
+
+        q, *hidden = forward(self.critic, sa)
+        v2 = dmg_iql.V(self.value, s2)
+        error = q.view(seeds, 2, -1) - (r + args.gamma * not_done * (self.lam * q2 + (1 - self.lam) * v2)).unsqueeze(1)
+        dq = (error * (2 / samples)).view(2 * seeds, 1, -1)  # of Eq. 16
+        self.optimisers["critic"].step(backward(self.critic, sa, *hidden, dq))
+
+        log = {"value_loss": (weighted * u).mean(-1), "qf_loss": error.square().mean(-1).sum(-1)}
+        log |= {"q": q.view(seeds, 2, -1), "v": v.squeeze(1)}
+        if actor_step:
+            adv = q_target - dmg_iql.V(self.value, s)
+            weight = (args.temperature * adv).exp().clamp(max=args.weight_clip).unsqueeze(-1)
+            pi, *hidden = forward(self.actor, s)
+            pi = pi.tanh_().mT
+            s_pi = torch.cat((s, pi), -1)
+            q, *critic_hidden = forward(self.critic, s_pi)
+            q = q.view(seeds, 2, -1)
+            smaller, error = q.amin(1, keepdim=True), pi - a
+            scale = -self.q_coef / smaller.abs().mean(-1, keepdim=True)
+            dq = ((q == smaller) * (scale / samples)).view(2 * seeds, 1, -1)  # of Eq. 14's first term
+            dpi = backward(self.critic, s_pi, *critic_hidden, dq, of_input=True)[..., state_dim:]
+            dpi = dpi + weight * error * (2 * self.nu / (samples * action_dim))  # of its second term
+            dpi = dpi * (1 - pi.square())
+            self.optimisers["actor"].step(backward(self.actor, s, *hidden, dpi.mT))
+            log["actor_loss"] = (scale * smaller).mean((1, 2)) + self.nu * (weight * error.square()).mean((1, 2))
+            torch._foreach_lerp_(self.actor_target, self.actor, args.polyak)
+            torch._foreach_lerp_(self.critic_target, self.critic, args.polyak)
+        return log
+
+
+def forward(params: list[Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """dmg_iql.mlp's output, samples as columns [nets, out, batch], and both hidden layers [nets, hidden, batch]."""
+    w1, b1, w2, b2, w3, b3 = params
+    h1 = torch.baddbmm(b1.view(len(x), -1, 1), w1.view(len(x), -1, x.shape[-1]), x.mT).relu_()
+    h1 = h1.view(len(w2), -1, x.shape[1])
+    h2 = torch.baddbmm(b2, w2, h1).relu_()
+    return torch.baddbmm(b3, w3, h2), h1, h2
+
+
+def backward(
+    params: list[Tensor], x: Tensor, h1: Tensor, h2: Tensor, d3: Tensor, of_input: bool = False
+) -> Tensor | tuple[Tensor, ...]:
+    """From the derivative d3 of a loss by forward's output: its derivatives by params, or by x where of_input."""
+    w1, _, w2, _, w3, _ = params
+    relu = torch.ops.aten.threshold_backward.grad_input  # writes its result over the gradient
+    d2 = w3.mT * d3 if w3.shape[1] == 1 else torch.bmm(w3.mT, d3)
+    d2 = relu(d2, h2, 0, grad_input=d2)
+    d1 = torch.bmm(w2.mT, d2)
+    d1 = relu(d1, h1, 0, grad_input=d1)
+    shared = d1.view(len(x), -1, x.shape[1])
+    if of_input:
+        return torch.bmm(shared.mT, w1.view(len(x), -1, x.shape[-1]))
+    dw1 = torch.bmm(x.mT, shared.mT).mT.reshape(w1.shape)
+    return dw1, d1.sum(-1, True), torch.bmm(d2, h1.mT), d2.sum(-1, True), torch.bmm(d3, h2.mT), d3.sum(-1, True)
+
+
 def dmg_args(args: Args, seeds: int, threads: int) -> dmg_iql.Args:
     """Resolved dmg_iql arguments for this benchmark's job."""
     job = dmg_iql.Args(env_id="hopper-medium-local", num_seeds=seeds, device=args.device, threads=threads)
@@ -142,36 +218,34 @@ def dmg_args(args: Args, seeds: int, threads: int) -> dmg_iql.Args:
 
 
 def check(args: Args) -> float:
-    """The largest difference of any parameter between plain and ours after 20 updates in float64, on the CPU."""
+    """The largest difference of any parameter, ours or by hand, from plain's after 20 updates in float64 on the CPU."""
     torch.set_default_dtype(torch.float64)
-    job = dmg_args(Args(device="cpu"), 2, 1)
-    agent, plains = dmg_iql.DMG(job, args.state_dim, args.action_dim), []
+    job, plains = dmg_args(Args(device="cpu"), 2, 1), []
+    agents = [kind(job, args.state_dim, args.action_dim) for kind in (dmg_iql.DMG, ByHand)]  # equal networks
     for k in range(2):
         plains.append(Plain(job, args.state_dim, args.action_dim))
-        plains[k].take(agent, k)
+        plains[k].take(agents[0], k)
     for i in range(20):
         batch = torch.randn(2, 256, 2 * args.state_dim + args.action_dim + 2)
         batch[..., args.state_dim + args.action_dim + 1] = (torch.rand(2, 256) > 0.1).double()
         noise = torch.randn(2, 256, args.action_dim) * 0.2
-        if i % 2:
-            agent.set_actor_rate(i // 2)
-        agent.update(batch, noise, actor_step=i % 2 == 1)
+        for agent in agents:
+            if i % 2:
+                agent.set_actor_rate(i // 2)
+            agent.update(batch, noise, actor_step=i % 2 == 1)
         for k in range(2):
-            plains[k].update(*batch[k].split(agent.columns, dim=-1), noise[k])
+            plains[k].update(*batch[k].split(agents[0].columns, dim=-1), noise[k])
     torch.set_default_dtype(torch.float32)
     worst = 0.0
-    for k, plain in enumerate(plains):
-        pairs = [
-            (agent.actor, k, plain.actor),
-            (agent.actor_target, k, plain.actor_target),
-            (agent.value, k, plain.value),
-        ]
-        for twin in range(2):
-            pairs.append((agent.critic, 2 * k + twin, plain.critics[twin]))
-            pairs.append((agent.critic_target, 2 * k + twin, plain.critic_targets[twin]))
-        for params, net, module in pairs:
-            for ours, usual in zip(params, module.parameters(), strict=True):
-                worst = max(worst, (ours[net].view_as(usual) - usual).abs().max().item())
+    for agent in agents:
+        for k, plain in enumerate(plains):
+            pairs = [(getattr(agent, name), k, getattr(plain, name)) for name in ("actor", "actor_target", "value")]
+            for twin in range(2):
+                pairs.append((agent.critic, 2 * k + twin, plain.critics[twin]))
+                pairs.append((agent.critic_target, 2 * k + twin, plain.critic_targets[twin]))
+            for params, net, module in pairs:
+                for ours, usual in zip(params, module.parameters(), strict=True):
+                    worst = max(worst, (ours[net].view_as(usual) - usual).abs().max().item())
     return worst
 
 
@@ -201,7 +275,7 @@ def measure(args: Args, variant: str, seeds: int, threads: int) -> dict[str, flo
     else:
         dmg_iql.keep_memory()
         table, _, _ = dmg_iql.replay_table(data, job)
-        agent = dmg_iql.DMG(job, s, a)
+        agent = (ByHand if variant == "by hand" else dmg_iql.DMG)(job, s, a)
         update = dmg_iql.captured(agent.update) if variant == "graphs" else agent.update
         block = {}
 
@@ -301,8 +375,8 @@ def main(args: Args) -> None:
         if args.out:
             args.out.write_text(json.dumps({"table": lines}, indent=1))
         return
-    print(f"plain and ours after 20 updates in float64: largest difference of any parameter {check(args):.1e}")
-    variants = ("plain", "eager", "graphs") if args.device == "cuda" else ("plain", "eager")
+    print(f"plain, ours and by hand after 20 updates in float64: largest difference of any parameter {check(args):.1e}")
+    variants = ("plain", "eager", "graphs") if args.device == "cuda" else ("plain", "eager", "by hand")
     threads = args.threads[:1] if args.device == "cuda" else args.threads
     jobs = [(variant, n, t) for t in threads for n in args.seeds for variant in variants]
     raw = {job: [] for job in jobs}
