@@ -5,7 +5,8 @@
 
 Variants: *plain* (a NumPy replay buffer, one host-to-device copy per array and batch, torch.nn networks one by one, the
 seeds in a loop, Adam without fusion), *eager* (DMG.update of dmg_iql.py), on a GPU *graphs* (its CUDA graphs), and
-elsewhere *by hand* (that update without autograd, every derivative written out: what autograd costs on a CPU).
+elsewhere *by hand* (that update without autograd, every derivative written out: what autograd, and the matrix products
+that it picks, cost on a CPU).
 Each measurement is a process of its own; the variants take turns, `--repeats` times, and the table shows medians.
 Before anything is timed, all are checked to compute the same parameters from the same batches.
 
@@ -137,8 +138,8 @@ class Plain:
 
 
 class ByHand(dmg_iql.DMG):
-    """DMG's update (dmg_iql.py) with every derivative written out: a measurement of what autograd costs on a CPU. The
-    scripts do not do it: whoever changes a loss in them need not know its derivative."""
+    """DMG's update (dmg_iql.py) with every derivative written out: a measurement of what autograd, and the products
+    that it picks, cost on a CPU. The scripts do not do it: whoever changes a loss in them need not know its derivative."""
 
     @torch.no_grad()
     def update(self, batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
