@@ -138,8 +138,8 @@ class Plain:
 
 
 class ByHand(dmg_iql.DMG):
-    """DMG's update (dmg_iql.py) with every derivative written out: a measurement of what autograd, and the products
-    that it picks, cost on a CPU. The scripts do not do it: whoever changes a loss in them need not know its derivative."""
+    """DMG's update (dmg_iql.py) with every derivative written out: a measurement of what autograd, and the products it
+    picks, cost on a CPU. The scripts do not do it: whoever changes a loss in them need not know its derivative."""
 
     @torch.no_grad()
     def update(self, batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
