@@ -80,6 +80,14 @@ TASKS = {  # D4RL's id without -v2: (maze, time limit in steps)
     "antmaze-large-play": ("large", 1000),
     "antmaze-large-diverse": ("large", 1000),
 }
+FILES = {  # D4RL's file of each task's -v2 dataset
+    "antmaze-umaze": "Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5",
+    "antmaze-umaze-diverse": "Ant_maze_u-maze_noisy_multistart_True_multigoal_True_sparse_fixed.hdf5",
+    "antmaze-medium-play": "Ant_maze_big-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5",
+    "antmaze-medium-diverse": "Ant_maze_big-maze_noisy_multistart_True_multigoal_True_sparse_fixed.hdf5",
+    "antmaze-large-play": "Ant_maze_hardest-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5",
+    "antmaze-large-diverse": "Ant_maze_hardest-maze_noisy_multistart_True_multigoal_True_sparse_fixed.hdf5",
+}
 CELL, HEIGHT, REACHED = 4.0, 2.0, 0.5  # metres: side of a cell, height of the walls, distance that counts as there
 
 

@@ -1,57 +1,43 @@
-"""Doubly Mild Generalization (DMG) on the IQL backbone: one file, from an offline dataset to a normalised score.
-
-Mao et al., "Doubly Mild Generalization for Offline Reinforcement Learning", NeurIPS 2024: Section 3.5, Algorithm 1.
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "mujoco==4.0.0", "h5py==3.16.0",
+#   "imageio==2.38.1", "huggingface_hub==2.4.0", "filelock==4.3.1", "tensorboard==2.21.0",
+#   "tyro==1.0.17", "tqdm==4.70.1"]
+# ///
+"""Doubly Mild Generalization (DMG) for offline reinforcement learning on the IQL backbone, in one file.
+Mao et al., "Doubly Mild Generalization for Offline Reinforcement Learning", NeurIPS 2024, Section 3.5.
     python dmg_iql.py --env-id walker2d-medium-v2 --lam 0.25
 
-The paper's symbols, and their names here:
-    π_φ, π_φ'  actor, actor_target      λ  lam            s, a, r, s'  s, a, r, s2    A = Q_θ'(s, a) - V_ψ(s)  adv
-    Q_θ, Q_θ'  critic, critic_target    ν  nu             a' ~ π_φ'    a2             w = exp(α A)             weight
-    V_ψ        value                    α  temperature    Q_θ'(s', a') q2             τ expectile, γ gamma
-    Q_θ'(s, a) q_target                                   V_ψ(s')      v2
+    paper         here                   paper        here          paper  here
+    π_φ, π_φ'     actor, actor_target    s, a, r, s'  s, a, r, s2   λ      lam
+    Q_θ, Q_θ'     critic, critic_target  a' ~ π_φ'    a2            ν      nu
+    V_ψ           value                  A(s, a)      adv           α      temperature
+    Q_θ'(s, a)    q_target               exp(α A)     weight        τ      expectile
+    Q_θ'(s', a')  q2                     V_ψ(s')      v2            γ      gamma
 
-Where the paper slips or is silent, and what is done here. [A]: as the authors' code (github.com/maoyixiu/DMG, 28dfe7c)
-does; [O]: our choice.
- 1 Eq. 14 prints -ν E[w log π] in a maximised objective, which pushes π away from the data. KL(β*||π) = const -
-   E_β*[log π] makes it +ν E[w log π] (the normaliser of β* dropped, as in print). With -(π(s) - a)² for log π
-   (Appendix C.1): minimise -Q + ν w (π(s) - a)². [A] actor_loss
- 2 The square is averaged over action dimensions; Q(s, π(s)) is divided by its batch's mean absolute value, held
-   constant, so ν is relative to the size of Q. [A] actor_loss
- 3 The weight w is clipped, at 3 on Gym and 100 on AntMaze. [A] actor_loss
- 4 Critics are twins. The smaller counts as Q_θ' (Eq. 14-16) and as Q_θ (Eq. 14); Eq. 16 sums both errors. [A] update
- 5 a' is the target actor's action plus clipped Gaussian noise, within the action bounds, as in TD3. [A] update
- 6 No value follows a terminal state. A time limit is not terminal: rows at one are dropped, and so is a file's last
-   row, as D4RL does. [A] critic_loss, load_transitions
- 7 An iteration is a V step, a Q step with the new V, and every policy_delay-th (2nd) time an actor step, with the new
-   V and Q but the same Q_θ', and a Polyak step of both target networks: polyak counts per actor step. [A] update
- 8 The actor's cosine ends with the run, after iterations / policy_delay actor steps [O]; the authors' after 500,000,
-   however long the run. They agree at the paper's 1,000,000 iterations. set_actor_rate
- 9 Gym states are normalised by mean and std + std_offset [A], taken in float64 [O]. AntMaze's are not, and its reward
-   becomes 0 at the goal, -1 elsewhere [A]. Else rewards are the file's [A], unless --normalize-rewards. replay_table
-10 Every seed has a random stream of its own, and so has evaluation: neither the seeds beside it nor how often one
-   evaluates changes what is drawn. [O] In the authors' code AntMaze's goals and the batches share one. random_seeds
-11 nu = inf means cloning only: coefficient 0 on Q, 1 on the square. [O] A seed whose critic or V is not finite, or
-   whose batch has a mean |Q| above 100 max|r| / (1 - γ), when logged, is marked as diverged from then on. [O] train
-12 Smaller things: β* has exp(α A), as in Eq. 14, not Section 3.5's exp(A); targets, advantages and weights carry no
-   gradient; the actor ends in tanh; V's network and rate are the critics' [A]; evaluation is in Gymnasium's -v4. [O]
-"""
+Six departures from the printed equations, all from the authors' code (github.com/maoyixiu/DMG, 28dfe7c);
+docs/differences.md has the other choices:
+ 1 Eq. 14 prints -ν E[w log π]. In an objective that is maximised, this pushes π away from the data. The
+   penalty of Eq. 13 is KL(β*||π) = const - E_β*[log π], so the sign is +ν.
+ 2 The policy is deterministic and log π becomes -(π(s) - a)², averaged over the action dimensions.
+   Q(s, π(s)) is divided by its mean absolute value in the batch, so ν does not depend on the size of Q.
+ 3 The weight w = exp(α A) is clipped, at 3 on Gym and at 100 on AntMaze.
+ 4 Critics are twins. In Eq. 14-16 Q_θ and Q_θ' are the smaller twin; Eq. 16 sums both twins' errors.
+ 5 a' is the target actor's action plus clipped Gaussian noise, as in TD3.
+ 6 Nothing follows a terminal state: its target is r."""
 
-import csv
-import ctypes
-import difflib
-import functools
 import hashlib
 import json
-import math
 import os
-import shutil
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, fields, make_dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 
 import gymnasium as gym
@@ -59,311 +45,295 @@ import h5py
 import numpy as np
 import torch
 import tyro
-from torch import Tensor
+from filelock import FileLock
+from huggingface_hub import hf_hub_download
+from torch import Tensor, nn
+from torch.optim import Adam, lr_scheduler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
 @dataclass
-class Task:
-    """What is learnt from, and where the run goes."""
+class Args:
+    """Train DMG on an offline dataset. None means the dataset's preset, which ends the flag's text."""
 
-    env_id: str = "walker2d-medium-v2"  # {hopper,walker2d,halfcheetah}-<quality> or antmaze-<task> + -v2, -local (ours)
-    exp_name: str | None = None  # part of the run folder's name; None: the script's name and the changed flags
-    run_dir: Path = Path("runs")  # parent of the run folder <env-id>__<exp-name>__s<first seed>-<last seed>
-    dataset_path: Path | None = None  # a file in D4RL's layout, not the one in $D4RL_DATASET_DIR (~/.d4rl/datasets)
-    seed: int = 0  # first seed, 0 or more
-    num_seeds: int = 1  # seeds trained side by side, 1 or more: seed ... seed + num_seeds - 1
-
-
-@dataclass
-class Method:
-    """The method: the paper's symbols and Table 5. A default of None stands for the dataset's preset, which ends the
-    sentence: the value on Gym; then, where it differs, on (medium-)expert; then on AntMaze."""
-
-    lam: float = 0.25  # λ in [0, 1], share of the policy's value in the Bellman target (Eq. 6, 16; Table 5)
-    nu: float | None = None  # ν >= 0, pull towards good data actions (Eq. 14), inf: clone. 0.1; expert 10; AntMaze 0.5
-    expectile: float | None = None  # τ in (0, 1), expectile taken for the in-sample maximum (Eq. 15). 0.7; AntMaze 0.9
-    temperature: float | None = None  # α >= 0 in the weights exp(α A) (Eq. 14), 0: all weights are 1. 3; AntMaze 10
-    weight_clip: float | None = None  # largest weight, > 0 (authors' code). 3; AntMaze 100
-    gamma: float = 0.99  # γ in [0, 1), discount (Table 5)
-    polyak: float = 0.005  # in (0, 1], step of the target networks towards the trained ones (Table 5)
-    learning_rate: float = 3e-4  # > 0, Adam's rate; the actor's falls to 0 along a cosine (Table 5)
-    batch_size: int = 256  # transitions per seed and iteration, 1 or more, drawn with replacement (Table 5)
-    hidden_dim: int = 256  # units in each of the two hidden layers, 1 or more (Table 5)
-    policy_noise: float = 0.2  # >= 0, standard deviation of the noise on the target actor's action (authors' code)
-    noise_clip: float = 0.5  # >= 0, bound of that noise (authors' code)
-    policy_delay: int = 2  # iterations per actor step and target step, 1 or more (authors' code)
-
-
-@dataclass
-class Training:
-    """How long, and on what."""
-
-    iterations: int = 1_000_000  # training iterations, 1 or more (Table 5)
-    normalize_states: bool | None = None  # states to mean 0, standard deviation 1 (Appendix C.1). True; AntMaze False
-    std_offset: float = 1e-3  # > 0, added to that standard deviation before dividing by it (authors' code)
-    antmaze_reward: bool | None = None  # reward 1 becomes 0, any other -1 (Appendix C.1). False; AntMaze True
-    normalize_rewards: bool = False  # times 1000 / (best - worst return in the data), as the published IQL, XQL, SQL do
+    env_id: str = "walker2d-medium-v2"  # of D4RL, -local, or any Gymnasium id with --dataset-path
+    dataset_path: Path | None = None  # HDF5 file; None: env_id's in $D4RL_DATASET_DIR, D4RL's downloaded
+    exp_name: str = Path(__file__).stem  # names the run folder
+    run_dir: Path = Path("runs")  # holds it: <env_id>__<exp_name>__s<first seed>-<last seed>
+    seed: int = 0  # first seed, >= 0
+    num_seeds: int = 1  # seeds trained side by side, >= 1
+    resume: bool = False  # continue the run in an existing folder
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: cuda if there is a GPU
+    cudagraphs: bool = False  # on a GPU: capture the update once and replay it
+    threads: int = 1  # CPU threads, >= 1; more are faster only while no other process is busy
+    lam: float = 0.25  # λ in [0, 1], share of the policy's value in the Bellman target (Eq. 16)
+    nu: float | None = None  # ν >= 0, pull towards good actions (Eq. 14); 0.1, expert 10, AntMaze 0.5
+    expectile: float | None = None  # τ in [0, 1] (Eq. 15); 0.7, AntMaze 0.9
+    temperature: float | None = None  # α >= 0 in exp(α A) (Eq. 14), 0: all weights 1; 3, AntMaze 10
+    weight_clip: float | None = None  # largest weight, >= 0; 3, AntMaze 100
+    gamma: float = 0.99  # γ in [0, 1], discount
+    polyak: float = 0.005  # in [0, 1], step of the target networks
+    learning_rate: float = 3e-4  # in [0, 1], Adam's; the actor's falls to 0 along a cosine
+    batch_size: int = 256  # transitions per seed, >= 1
+    hidden_dim: int = 256  # units per hidden layer, >= 1
+    policy_noise: float = 0.2  # >= 0, standard deviation of the noise on the target action
+    noise_clip: float = 0.5  # >= 0, bound of that noise
+    policy_delay: int = 2  # iterations per step of the actor and the target networks, >= 1
+    iterations: int = 1_000_000  # >= 1
+    normalize_states: bool | None = None  # to mean 0 and standard deviation 1; True, AntMaze False
+    antmaze_reward: bool | None = None  # reward 1 becomes 0, any other -1; False, AntMaze True
+    eval_every: int | None = None  # iterations between evaluations, >= 1; 20,000, AntMaze 50,000
+    eval_episodes: int | None = None  # episodes per seed and evaluation, >= 1; 10, AntMaze 100
+    log_every: int = 1_000  # iterations between logged losses, >= 1
+    save_every: int = 10_000  # iterations between checkpoints, >= 1
 
 
-@dataclass
-class Run:
-    """Evaluations, logs and checkpoints."""
-
-    eval_every: int | None = None  # iterations between evaluations, 1 or more; the last counts. 20,000; AntMaze 50,000
-    eval_episodes: int | None = None  # episodes per seed and evaluation, 1 or more (Appendix C.1). 10; AntMaze 100
-    log_every: int = 1_000  # iterations between rows of metrics.csv, 1 or more; the last counts
-    save_every: int = 10_000  # iterations between checkpoints, 1 or more; the last counts
-    resume: bool = False  # continue from the run folder's checkpoint, if there is one
-    overwrite: bool = False  # delete the run folder first, if there is one
-
-
-@dataclass
-class Machine:
-    """Where it runs; results do not depend on it but for rounding."""
-
-    device: str = "auto"  # cpu, cuda, or auto: cuda if torch sees a GPU
-    cudagraphs: bool = False  # on a GPU, capture the update and replay it: the same arithmetic, launched at once
-    threads: int = 0  # CPU threads, 0: two where there are as many cores (more was not measured)
-    eval_workers: int = 0  # processes that play evaluation episodes; 0: one per core beside a GPU, else only this one
-
-
-@dataclass
-class Args(Machine, Run, Training, Method, Task):
-    """Train DMG on an offline dataset and report its normalised score."""
-
-
-def command_line(words: list[str] | None = None) -> Args:
-    """The flags given, sys.argv's for None; --help shows them in the groups above."""
-    groups = [(group.__name__.lower(), group, field(default_factory=group)) for group in reversed(Args.__bases__)]
-    page = tyro.conf.OmitArgPrefixes[make_dataclass("Groups", groups)]
-    parts = vars(tyro.cli(page, args=words, description=Args.__doc__)).values()
-    return Args(**{name: value for part in parts for name, value in vars(part).items()})
-
-
-CHECKS = {  # flags: (test, which NaN fails; what they have to be)
-    "lam": (lambda x: 0 <= x <= 1, "in [0, 1]"),
-    "gamma": (lambda x: 0 <= x < 1, "in [0, 1)"),
-    "polyak": (lambda x: 0 < x <= 1, "in (0, 1]"),
-    "expectile": (lambda x: 0 < x < 1, "inside (0, 1)"),
-    "weight_clip": (lambda x: x > 0, "above 0"),
-    "learning_rate std_offset": (lambda x: 0 < x < math.inf, "finite, above 0"),
-    "nu seed threads eval_workers": (lambda x: x >= 0, "0 or more"),
-    "temperature policy_noise noise_clip": (lambda x: 0 <= x < math.inf, "finite, 0 or more"),
-    "num_seeds batch_size hidden_dim policy_delay iterations": (lambda x: x >= 1, "1 or more"),
-    "eval_every eval_episodes log_every save_every": (lambda x: x >= 1, "1 or more"),
-    "device": (lambda x: x in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
-}
-MACHINE = set("run_dir dataset_path save_every resume overwrite device cudagraphs threads eval_workers".split())
-UNNAMED = MACHINE | set("env_id exp_name seed num_seeds log_every".split())  # not in exp_name; MACHINE may change later
-
-# ---- tasks and presets -----------------------------------------------------------------------------------------------
-ROBOTS = {  # Gymnasium environment (D4RL's returns are those of -v4, not of -v5), D4RL's random and expert return
+MAY_CHANGE = set("dataset_path run_dir resume device cudagraphs threads save_every torch".split())
+ROBOTS = {  # simulator (D4RL's returns are those of -v4), and the returns that D4RL scores as 0 and 100
     "hopper": ("Hopper-v4", -20.272305, 3234.3),
     "walker2d": ("Walker2d-v4", 1.629008, 4592.3),
     "halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
-    "antmaze": ("antmaze.py's", 0.0, 1.0),
+    "antmaze": ("antmaze.py", 0.0, 1.0),
 }
-ANTMAZE = {  # the task's file, without what all have in common, and its size in bytes where that is known
-    "antmaze-umaze": ("u-maze_noisy_multistart_False_multigoal_False", 232_532_949),
-    "antmaze-umaze-diverse": ("u-maze_noisy_multistart_True_multigoal_True", 230_854_272),
-    "antmaze-medium-play": ("big-maze_noisy_multistart_True_multigoal_False", 231_110_764),
-    "antmaze-medium-diverse": ("big-maze_noisy_multistart_True_multigoal_True", 231_095_166),
-    "antmaze-large-play": ("hardest-maze_noisy_multistart_True_multigoal_False", 230_880_653),
-    "antmaze-large-diverse": ("hardest-maze_noisy_multistart_True_multigoal_True", None),
-}
-QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
-GYM_TASKS = [f"{robot}-{quality}" for robot in ("hopper", "walker2d", "halfcheetah") for quality in QUALITIES]
-ENV_IDS = [f"{task}-{kind}" for kind in ("v2", "local") for task in (*GYM_TASKS, *ANTMAZE)]
-
-
-def preset(env_id: str) -> dict[str, float | bool]:
-    """The paper's settings for an id: Table 5, Appendix C.1; weight_clip and eval_every from the authors' code."""
-    if env_id.startswith("antmaze-"):
-        return dict(nu=0.5, expectile=0.9, temperature=10.0, weight_clip=100.0, normalize_states=False,
-                    antmaze_reward=True, eval_every=50_000, eval_episodes=100)  # fmt: skip
-    return dict(nu=10.0 if "expert" in env_id else 0.1, expectile=0.7, temperature=3.0, weight_clip=3.0,
-                normalize_states=True, antmaze_reward=False, eval_every=20_000, eval_episodes=10)  # fmt: skip
-
-
-def resolve(args: Args) -> Args:
-    """Fill in every None. Raises SystemExit for an unknown id, a flag out of range, or a GPU that is not there."""
-    if args.env_id not in ENV_IDS:
-        close = difflib.get_close_matches(args.env_id, ENV_IDS, n=5, cutoff=0.4) or ENV_IDS
-        raise SystemExit(f"error: --env-id {args.env_id} is unknown; closest: {', '.join(close)}")
-    changed = [f.name for f in fields(args) if f.name not in UNNAMED and getattr(args, f.name) != f.default]
-    name = "-".join([Path(__file__).stem] + [f"{key.replace('_', '')}{getattr(args, key)}" for key in changed])
-    given = {key: value for key, value in vars(args).items() if value is not None}
-    args = Args(**{"exp_name": name, **preset(args.env_id), **given})
-    for flags, (test, wanted) in CHECKS.items():
-        for flag in flags.split():
-            if not test(getattr(args, flag)):
-                raise SystemExit(f"error: --{flag.replace('_', '-')} {getattr(args, flag)}: it has to be {wanted}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("error: --device cuda, but torch sees no GPU; use --device cpu or install torch with CUDA")
-    args.device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
-    args.cudagraphs = args.cudagraphs and args.device == "cuda"
-    args.threads = args.threads or min(torch.get_num_threads(), 2)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    args.eval_workers = args.eval_workers or (cores if args.device == "cuda" else 1)
-    return args
-
-
-def make_env(env_id: str) -> gym.Env:
-    """The simulator in which policies trained on this dataset id are evaluated."""
-    gym.logger.min_level = gym.logger.ERROR  # no "v4 is out of date": it is the version that D4RL's scores mean
-    if not env_id.startswith("antmaze-"):
-        return gym.make(ROBOTS[env_id.split("-")[0]][0])
-    try:
-        import antmaze  # noqa: F401 (it registers the ids)
-
-        return gym.make(env_id.replace("-local", "-v2"))
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"error: {env_id} needs antmaze.py beside this script, and d4rl: {error}") from None
-
-
-def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
-    """D4RL's score (Appendix C.1): 0 is a random policy's return, 100 an expert's; AntMaze's is success in %."""
-    _, random_return, expert_return = ROBOTS[env_id.split("-")[0]]
-    return 100 * (returns - random_return) / (expert_return - random_return)
-
-
-# ---- dataset and replay buffer ---------------------------------------------------------------------------------------
-MIRROR, REVISION = "imone/D4RL", "9ed58d8a76c12f4c1cb5db51fa71389e703d2ec5"  # a dataset on the Hugging Face hub
-SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl"  # D4RL's own
-SHA256 = {"antmaze-umaze-v2": "5ef15257771c50ef4d23c7de001750e96c8bb5d9b6a5e4a821dcfb3065fbd130"}  # the known one
-
-
-def digest(path: Path) -> str:
-    """The file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_file(path: Path, env_id: str) -> None:
-    """Raise an exception where the file is no HDF5, or not D4RL's as far as its size and SHA-256 are known."""
-    _, wanted = ANTMAZE.get(env_id.removesuffix("-v2"), ("", None))
-    if wanted and path.stat().st_size != wanted:
-        raise ValueError(f"{path.stat().st_size:,} bytes, D4RL's file has {wanted:,}")
-    if env_id in SHA256 and digest(path) != SHA256[env_id]:
-        raise ValueError(f"its SHA-256 is {digest(path)[:12]}..., D4RL's file has {SHA256[env_id][:12]}...")
-    h5py.File(path).close()
-
-
-def find_dataset(env_id: str, dataset_path: Path | None = None) -> Path:
-    """The HDF5 file of a dataset id; D4RL's are downloaded. Raises SystemExit, saying what to do, without one."""
-    task, kind = env_id.rsplit("-", 1)
-    folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
-    name, server, failures = f"{task.replace('-', '_')}-{kind}.hdf5", f"{SERVER}/gym_mujoco_v2", ""
-    if task in ANTMAZE and kind == "v2":
-        name, server = f"Ant_maze_{ANTMAZE[task][0]}_sparse_fixed.hdf5", f"{SERVER}/ant_maze_v2"
-    path = dataset_path or folder / name
-    collect = f"python tools/collect.py --env-id {task}-local"
-    if path.is_file():
-        try:
-            if not dataset_path and kind == "v2":
-                check_file(path, env_id)
-        except Exception as error:
-            raise SystemExit(f"error: {path} is not whole ({error}); delete it, and it is downloaded again") from None
-        return path
-    if dataset_path or kind == "local":
-        raise SystemExit(f"error: {path} does not exist; {collect} makes data without a network")
-    from huggingface_hub import hf_hub_download
-
-    sources = (server,) if task == "antmaze-large-diverse" else (MIRROR, server)  # the mirror lacks that one
-    for source in sources:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as part:
-                if source == MIRROR:
-                    hf_hub_download(MIRROR, path.name, repo_type="dataset", revision=REVISION, local_dir=part)
-                else:
-                    torch.hub.download_url_to_file(f"{server}/{path.name}", f"{part}/{path.name}")
-                check_file(Path(part, path.name), env_id)  # raises if the connection was cut or something else was sent
-                os.replace(f"{part}/{path.name}", path)
-            return path
-        except Exception as error:  # each library raises kinds of its own; all of them mean: try the next source
-            failures += f"\n  {source}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    mirror = f"Hugging Face's dataset {MIRROR} (revision {REVISION[:7]}) or\n" if MIRROR in sources else ""
-    raise SystemExit(
-        f"error: no download of {path.name}:{failures}\nPut it at {path}, from {mirror}{server}/{path.name}. "
-        f"Without a network: {collect}, then --env-id {task}-local"
-    )
-
-
-def load_transitions(path: Path, state_dim: int, action_dim: int, time_limit: int) -> dict[str, np.ndarray]:
-    """The transitions of a D4RL file, equal to d4rl.qlearning_dataset: s' is the next row's observation; rows at a time
-    limit and the last row are dropped. Returns float32 observations and next_observations [n, state_dim], actions
-    [n, action_dim], rewards [n], and bool terminals [n]. Raises SystemExit for a damaged, incomplete or unfit file."""
-    shapes = {"observations": (state_dim,), "actions": (action_dim,), "rewards": (), "terminals": (), "timeouts": ()}
-    try:
-        with h5py.File(path) as file:
-            data = {key: file[key][:] for key in shapes if key in file}
-    except Exception as error:  # a damaged file raises any of six kinds
-        raise SystemExit(
-            f"error: {path} is not a whole HDF5 file ({error}); delete it, and get or make it again"
-        ) from None
-    if missing := [key for key in shapes if key not in data and key != "timeouts"]:
-        raise SystemExit(f"error: {path} has no {', '.join(missing)}; give a file in D4RL's layout as --dataset-path")
-    rows = len(data["observations"])
-    for key, values in data.items():
-        wanted = (rows, *shapes[key])
-        data[key] = values = values[:, 0] if values.shape == (rows, 1) and not shapes[key] else values
-        if values.shape != wanted:
-            raise SystemExit(f"error: {path}: {key} has shape {values.shape} and {wanted} is needed: use another file")
-        if values.dtype.kind not in "biuf" or not (np.abs(values) < np.finfo(np.float32).max).all():
-            raise SystemExit(f"error: {path}: {key} holds NaN, infinite or no numbers; delete it, get or make it again")
-    terminals, limits = data["terminals"].astype(bool), data.get("timeouts", np.zeros(rows)).astype(bool)
-    if "timeouts" not in data:
-        begin = step = 0  # counted as d4rl does: from 0 at first and after a time limit, from 1 after a terminal
-        for end in np.flatnonzero(np.append(terminals[:-1], True)[:rows]):
-            limits[begin + time_limit - 1 - step : end + 1 : time_limit] = True
-            begin, step = end + 1, int(not limits[end])
-    keep = np.flatnonzero(~limits[:-1])
-    if len(keep) == 0:
-        raise SystemExit(f"error: {path} has {rows} row(s) and no transition; delete it, and get or make it again")
-    data["next_observations"] = data["observations"][1:]
-    columns = ("observations", "actions", "rewards", "next_observations")
-    return {key: data[key][keep].astype(np.float32) for key in columns} | {"terminals": terminals[keep]}
-
-
-def return_range(r: np.ndarray, data: dict[str, np.ndarray]) -> float:
-    """The best minus the worst return of a trajectory: rows to a terminal one, or to one whose s' is not the next s.
-    Raises SystemExit where all are the same."""
-    ends = np.append((data["observations"][1:] != data["next_observations"][:-1]).any(1), True) | data["terminals"]
-    returns = np.diff(np.cumsum(r, dtype=np.float64)[ends], prepend=0)
-    if returns.max() == returns.min():
-        raise SystemExit("error: --normalize-rewards, but all trajectories have the same return; leave the flag out")
-    return returns.max() - returns.min()
-
-
-def replay_table(data: dict[str, np.ndarray], args: Args) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """All transitions as one tensor [n, columns] on the device, a row being s | a | r | 1 - terminal | s', with states
-    normalised by the mean and scale [state_dim] that are returned with it."""
-    s, s2, r = data["observations"], data["next_observations"], data["rewards"]
-    mean, scale = np.zeros(s.shape[1]), np.ones(s.shape[1])
-    if args.normalize_states:
-        mean, scale = s.mean(0, dtype=np.float64), s.std(0, dtype=np.float64) + args.std_offset
-    r = np.where(r == 1, 0.0, -1.0) if args.antmaze_reward else r
-    r = r * (1000 / return_range(r, data)) if args.normalize_rewards else r
-    columns = (s - mean) / scale, data["actions"], r[:, None], ~data["terminals"][:, None], (s2 - mean) / scale
-    table = torch.cat([torch.as_tensor(column, dtype=torch.get_default_dtype()) for column in columns], dim=1)
-    return table.to(args.device), mean, scale
-
-
-def random_seeds(args: Args, *key: int, number: int = 1) -> np.ndarray:
-    """Random seeds [seeds, number] that depend on (seed, key) alone: the same whatever seeds train beside it, and in a
-    resumed run. Keys: (0,) first networks, (1, block) batches and noise, (2, iteration) evaluation."""
-    seeds = range(args.seed, args.seed + args.num_seeds)
-    return np.stack([np.random.SeedSequence((seed, *key)).generate_state(number, np.uint64) for seed in seeds])
-
-
+REVISION = "9ed58d8a76c12f4c1cb5db51fa71389e703d2ec5"  # of imone/D4RL on the Hugging Face hub
 BLOCK = 1_000  # iterations whose random numbers are drawn at once
 
 
+@contextmanager
+def blame(what: str) -> Iterator[None]:
+    """Turn an error into SystemExit, with one line that says what failed."""
+    try:
+        yield
+    except Exception as error:
+        raise SystemExit(f"error: {what}: {' '.join(str(error).split())[:400]}") from None
+
+
+def resolve(args: Args) -> None:
+    """Presets: Table 5, Appendix C.1; weight_clip, eval_every: authors' code. SystemExit: a bad flag."""
+    robot = dict(expectile=0.7, temperature=3.0, weight_clip=3.0, eval_every=20_000, eval_episodes=10)
+    maze = dict(expectile=0.9, temperature=10.0, weight_clip=100.0, eval_every=50_000, eval_episodes=100)
+    antmaze = args.env_id.startswith("antmaze-")
+    preset = dict(maze if antmaze else robot, normalize_states=not antmaze, antmaze_reward=antmaze)
+    preset["nu"] = 0.5 if antmaze else 10.0 if "expert" in args.env_id else 0.1
+    for key, value in vars(args).items():
+        if value is None and key in preset:
+            setattr(args, key, value := preset[key])
+        low = int(type(value) is int and key != "seed")
+        top = 1 if key in "lam expectile gamma polyak learning_rate".split() else 1e9 if low else np.inf
+        if isinstance(value, int | float) and not low <= value <= top:
+            raise SystemExit(f"error: --{key.replace('_', '-')} {value}: expected {low} to {top:g}")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    room = max(args.hidden_dim**2, BLOCK * args.batch_size, 250_000 * args.eval_episodes)
+    with blame(f"cannot use device {args.device} for {args.num_seeds} seed(s) of this size"):
+        torch.empty(args.num_seeds, room, device=args.device)
+
+
+# ---- Networks of all seeds, side by side: nets = copies * seeds ---------------------------------------
+class Linear(nn.Module):
+    """x [nets, batch, in] -> [nets, batch, out]. First weights as torch.nn.Linear's, uniform in
+    ±1/sqrt(in), one generator per seed. (A module of torch.nn put beside it is shared by all seeds.)"""
+
+    def __init__(self, generators: list, copies: int, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        for name, columns in (("weight", fan_in), ("bias", 1)):
+            draws = [torch.rand(copies, fan_out, columns, generator=g) for g in generators]
+            uniform = torch.stack(draws, dim=1).flatten(0, 1).mT.contiguous()
+            setattr(self, name, nn.Parameter((2 * uniform - 1) / fan_in**0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.shape[-1] == 1:  # the same, many times faster on a CPU
+            return torch.linalg.vecdot(x, self.weight.mT).unsqueeze(-1) + self.bias
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class MLP(nn.Module):
+    def __init__(self, generators: list, copies: int, *sizes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Linear(generators, copies, *pair) for pair in zip(sizes, sizes[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = torch.relu_(layer(x))
+        return last(x)
+
+
+class Actor(MLP):  # π_φ(s) [seeds, batch, action] in [-1, 1]
+    def forward(self, s: Tensor) -> Tensor:
+        return super().forward(s).tanh()
+
+
+class TwinCritic(MLP):  # Q_θ(s, a) of both twins [2, seeds, batch]
+    def forward(self, s: Tensor, a: Tensor) -> Tensor:
+        return super().forward(torch.cat(2 * [torch.cat((s, a), -1)])).view(2, *s.shape[:2])
+
+
+class Value(MLP):  # V_ψ(s) [seeds, batch]
+    def forward(self, s: Tensor) -> Tensor:
+        return super().forward(s).squeeze(-1)
+
+
+# ---- Losses: one equation each, [seeds] ---------------------------------------------------------------
+# Eq. 15
+def value_loss(u: Tensor, args: Args) -> Tensor:
+    """L_V(ψ) = E[|τ - 1(u < 0)| u²], u = Q_θ'(s, a) - V_ψ(s). For τ -> 1, V is the in-sample maximum."""
+    return (torch.where(u < 0, 1 - args.expectile, args.expectile) * u.square()).mean(-1)
+
+
+# Eq. 16 (and Eq. 6)
+def critic_loss(q: Tensor, r: Tensor, discount: Tensor, q2: Tensor, v2: Tensor, lam: Tensor) -> Tensor:
+    """L_Q(θ) = E[(Q_θ(s, a) - r - γ λ Q_θ'(s', a') - γ (1 - λ) V_ψ(s'))²], summed over the twins. The
+    discount is γ, and 0 at a terminal state."""
+    target = r + discount * (lam * q2 + (1 - lam) * v2)
+    return (q - target).square().mean(-1).sum(0)
+
+
+# Eq. 14 (from Eq. 11-13), negated, with the sign corrected
+def actor_loss(q: Tensor, pi: Tensor, a: Tensor, adv: Tensor, nu: Tensor, args: Args) -> Tensor:
+    """-E[Q_θ(s, π_φ(s))] / mean |Q| + ν E[w (π_φ(s) - a)²], w = exp(α A). For ν = inf, cloning alone."""
+    weight = (args.temperature * adv).exp().clamp(max=args.weight_clip)
+    cloning = (weight.unsqueeze(-1) * (pi - a).square()).mean((-2, -1))
+    if args.nu == np.inf:
+        return cloning
+    return nu * cloning - q.mean(-1) / q.detach().abs().mean(-1)
+
+
+class DMG(nn.Module):  # the networks and optimisers of all seeds, and the update
+    def __init__(self, args: Args, state_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.args, hidden = args, [args.hidden_dim] * 2
+        self.columns = [state_dim, action_dim, 1, 1, state_dim]  # of the buffer: s, a, r, not_done, s2
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in random_seeds(args, 0)[:, 0]]
+        self.actor = Actor(generators, 1, state_dim, *hidden, action_dim)
+        self.critic = TwinCritic(generators, 2, state_dim + action_dim, *hidden, 1)
+        self.value = Value(generators, 1, state_dim, *hidden, 1)
+        self.to(args.device)
+        # Learning rates, λ and ν are tensors, so that a captured CUDA graph sees them change.
+        optimisers = self.optimisers = {}
+        for name, network in self.named_children():
+            lr = torch.tensor(args.learning_rate, device=args.device)
+            optimisers[name] = Adam(network.parameters(), lr, fused=True, capturable=lr.is_cuda)
+        actor_steps = args.iterations // args.policy_delay or 1
+        optimisers["schedule"] = lr_scheduler.CosineAnnealingLR(optimisers["actor"], actor_steps)
+        self.lam, self.nu = torch.tensor([args.lam, args.nu], device=args.device)
+        self.actor_target = deepcopy(self.actor).requires_grad_(False)
+        self.critic_target = deepcopy(self.critic).requires_grad_(False)
+
+    def descend(self, name: str, loss: Tensor) -> None:
+        """One Adam step. Seeds share nothing: the gradient of their summed losses is each one's own."""
+        optimiser = self.optimisers[name]
+        optimiser.zero_grad()
+        loss.sum().backward(inputs=optimiser.param_groups[0]["params"])
+        optimiser.step()
+
+    def update(self, batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
+        """One iteration, from rows of the buffer [seeds, batch, columns] and noise for the target action
+        [seeds, batch, action]. Returns what is logged, [seeds] each."""
+        s, a, r, not_done, s2 = batch.split(self.columns, dim=-1)
+        r, discount = r.squeeze(-1), self.args.gamma * not_done.squeeze(-1)
+        with torch.no_grad():
+            q_target = self.critic_target(s, a).amin(0)
+            a2 = (self.actor_target(s2) + noise).clamp(-1, 1)
+            q2 = self.critic_target(s2, a2).amin(0)
+        v = self.value(s)
+        v_loss = value_loss(q_target - v, self.args)
+        self.descend("value", v_loss)
+
+        with torch.no_grad():
+            v2 = self.value(s2)
+        q = self.critic(s, a)
+        q_loss = critic_loss(q, r, discount, q2, v2, self.lam)
+        self.descend("critic", q_loss)
+        log = dict(value_loss=v_loss, qf_loss=q_loss, q_values=q.mean((0, 2)), v_values=v.mean(1))
+
+        if actor_step:
+            with torch.no_grad():
+                adv = q_target - self.value(s)
+            pi = self.actor(s)
+            pi_loss = actor_loss(self.critic(s, pi).amin(0), pi, a, adv, self.nu, self.args)
+            self.descend("actor", pi_loss)
+            log["actor_loss"] = pi_loss
+            for network, target in (self.actor, self.actor_target), (self.critic, self.critic_target):
+                for parameter, slow in zip(network.parameters(), target.parameters()):
+                    slow.lerp_(parameter.detach(), self.args.polyak)
+        return log
+
+
+def captured(update: Callable) -> Callable:
+    """DMG.update as two CUDA graphs, with and without the actor step. Five calls of each run as
+    they are, since a capture must not make what outlives it; the next is captured, and then replayed."""
+    torch.cuda.set_stream(torch.cuda.Stream())  # a capture must not follow work on the default stream
+    calls, graphs = [0, 0], {}
+
+    def replay(batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
+        calls[actor_step] += 1
+        if calls[actor_step] <= 5:
+            return update(batch, noise, actor_step)
+        if actor_step not in graphs:
+            graph, inputs = torch.cuda.CUDAGraph(), (batch.clone(), noise.clone())
+            with torch.cuda.graph(graph):
+                graphs[actor_step] = graph, *inputs, update(*inputs, actor_step)
+        graph, graph_batch, graph_noise, log = graphs[actor_step]
+        graph_batch.copy_(batch)
+        graph_noise.copy_(noise)
+        graph.replay()
+        return log
+
+    return replay
+
+
+# ---- Data and simulators ------------------------------------------------------------------------------
+def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarray, dict]:
+    """A dataset: all transitions [n, columns] on the device, mean and std [state] of its states, and the
+    file's attributes. s2 is the next row; rows with `timeouts` and the last row are dropped, as in D4RL.
+    In a file without `timeouts`, s2 is `next_observations`. Raises SystemExit where no file fits."""
+    task, _, kind = args.env_id.rpartition("-")
+    folder = os.path.expanduser(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets"))
+    name = f"{task.replace('-', '_')}-{kind}.hdf5"
+    if task.startswith("antmaze-") and kind == "v2":
+        name = import_module("antmaze").FILES[task]
+    args.dataset_path = path = args.dataset_path or Path(folder, name)
+    if path == Path(folder, name) and kind == "v2" and not path.exists():
+        with blame(f"no download of {name} (python tools/data/get.py {args.env_id} tries more)"):
+            hf_hub_download("imone/D4RL", name, repo_type="dataset", revision=REVISION, local_dir=folder)
+    with blame(f"{path} does not fit {args.env_id} (see python tools/data/get.py --help)"):
+        with h5py.File(path, "r", locking=False) as file:
+            attrs = {"env_id": args.env_id, **file.attrs}
+            end = "timeouts" if "timeouts" in file else "next_observations"
+            names = ["observations", "actions", "rewards", "terminals", end]
+            arrays = [np.column_stack([np.float32(file[name][:])]) for name in names]
+        space, state_dim = env.unwrapped.action_space, env.observation_space.shape[0]
+        widths = [state_dim, *space.shape, 1, 1, 1 if end == "timeouts" else state_dim]
+        assert [array.shape[1] for array in arrays] == widths, f"{names} should have widths {widths}"
+        assert np.isfinite(np.hstack(arrays)).all(), "it has NaN or infinite numbers"
+        assert task.split("-")[0].lower() in attrs["env_id"].lower(), f"it is for {attrs['env_id']}"
+        s, a, r, done, s2 = arrays
+        if end == "timeouts":
+            keep = np.flatnonzero(s2[:-1] == 0)
+            s, a, r, done, s2 = s[keep], a[keep], r[keep], done[keep], s[keep + 1]
+        assert len(s) > 0, "it has no transition"
+        a = (a - (space.high + space.low) / 2) / ((space.high - space.low) / 2)
+        assert np.abs(a).max() < 1 + 1e-5, f"it has actions outside {space}"
+    mean, std = np.zeros(state_dim), np.ones(state_dim)
+    if args.normalize_states:
+        mean, std = s.mean(0, dtype=np.float64), s.std(0, dtype=np.float64) + 1e-3
+    r = np.where(r == 1, 0, -1) if args.antmaze_reward else r
+    columns = (s - mean) / std, a, r, done == 0, (s2 - mean) / std
+    tensors = [torch.as_tensor(column, dtype=torch.get_default_dtype()) for column in columns]
+    return torch.cat(tensors, dim=1).to(args.device), mean, std, attrs
+
+
+def random_seeds(args: Args, *key: int, number: int = 1) -> np.ndarray:
+    """Random seeds [seeds, number] from (seed, key) alone: the same after a resume or beside others.
+    Keys: (0,) first weights, (1, block) batches and noise, (2, iteration) evaluation."""
+    seeds = range(args.seed, args.seed + args.num_seeds)
+    return np.stack([np.random.SeedSequence((k, *key)).generate_state(number, np.uint64) for k in seeds])
+
+
 def draw_block(args: Args, block: int, rows: int, action_dim: int) -> tuple[Tensor, Tensor]:
-    """Batch indices [seeds, BLOCK, batch] and target noise [seeds, BLOCK, batch, action_dim] of BLOCK iterations."""
+    """Rows of the buffer [seeds, BLOCK, batch] and target noise [seeds, BLOCK, batch, action]."""
     indices, noise = [], []
     for seed in random_seeds(args, 1, block)[:, 0]:
         draw = {"generator": torch.Generator(args.device).manual_seed(int(seed)), "device": args.device}
@@ -372,377 +342,135 @@ def draw_block(args: Args, block: int, rows: int, action_dim: int) -> tuple[Tens
     return torch.stack(indices), torch.stack(noise).clamp_(-args.noise_clip, args.noise_clip)
 
 
-# ---- networks: parameters of all seeds side by side, [nets, out, in] and [nets, out, 1] ------------------------------
-def init_mlp(args: Args, generators: list[torch.Generator], copies: int, sizes: list[int]) -> list[Tensor]:
-    """`copies` networks for every seed, nets = seeds * copies, drawn like torch.nn.Linear's: uniform in ±1/sqrt(in)."""
-    params = []
-    for fan_in, fan_out in zip(sizes, sizes[1:]):
-        for columns in (fan_in, 1):
-            uniform = torch.cat([torch.rand(copies, fan_out, columns, generator=g) for g in generators])
-            params.append(((2 * uniform - 1) / math.sqrt(fan_in)).to(args.device).requires_grad_())
-    return params
-
-
-def mlp(params: list[Tensor], x: Tensor) -> Tensor:
-    """x [inputs, batch, in] -> [nets, batch, out]; the first nets / inputs networks share the first input, and so on.
-    Inside, samples are columns (W x + b), and networks that share an input are one in their first layer: faster."""
-    w1, b1, w2, b2, w3, b3 = params
-    h = torch.baddbmm(b1.view(len(x), -1, 1), w1.view(len(x), -1, x.shape[-1]), x.mT).relu_()
-    h = torch.baddbmm(b2, w2, h.view(len(w2), -1, x.shape[1])).relu_()
-    return torch.baddbmm(b3, w3, h).mT
-
-
-def policy(actor: list[Tensor], s: Tensor) -> Tensor:
-    """π_φ(s) [seeds, batch, action], inside the action bounds, ±1 for every robot here."""
-    return mlp(actor, s).tanh()
-
-
-def V(value: list[Tensor], s: Tensor) -> Tensor:
-    """V_ψ(s) [seeds, batch]."""
-    return mlp(value, s).squeeze(-1)
-
-
-def Q(critic: list[Tensor], s: Tensor, a: Tensor) -> Tensor:
-    """Q_θ(s, a) of both twins [seeds, 2, batch]; seed k's are the nets 2k and 2k + 1."""
-    return mlp(critic, torch.cat((s, a), -1)).view(len(s), 2, -1)
-
-
-# ---- the losses, each [seeds] ----------------------------------------------------------------------------------------
-# Eq. 15
-def value_loss(u: Tensor, args: Args) -> Tensor:
-    """Eq. 15: L_V(ψ) = E[|τ - 1(u < 0)| u²], u = Q_θ'(s, a) - V_ψ(s). As τ -> 1, V_ψ -> the in-sample maximum of Q."""
-    return (torch.where(u < 0, 1 - args.expectile, args.expectile) * u.square()).mean(-1)
-
-
-# Eq. 16 (and Eq. 6, on samples)
-def critic_loss(q: Tensor, r: Tensor, not_done: Tensor, q2: Tensor, v2: Tensor, lam: Tensor, args: Args) -> Tensor:
-    """Eq. 16: L_Q(θ) = E[(Q_θ(s, a) - r - γ λ Q_θ'(s', a') - γ (1 - λ) V_ψ(s'))²], a' from π_φ', summed over twins."""
-    target = r + args.gamma * not_done * (lam * q2 + (1 - lam) * v2)
-    return (q - target.unsqueeze(1)).square().mean(-1).sum(-1)
-
-
-# Eq. 14 (Eq. 11 to 13 lead to it)
-def actor_loss(q: Tensor, pi: Tensor, a: Tensor, adv: Tensor, q_coef: Tensor, nu: Tensor, args: Args) -> Tensor:
-    """Eq. 14 negated, with its sign corrected: -E[Q_θ(s, π_φ(s))] / mean |Q| + ν E[w (π_φ(s) - a)²], w = exp(α A)."""
-    weight = (args.temperature * adv).exp().clamp(max=args.weight_clip)
-    cloning = (weight.unsqueeze(-1) * (pi - a).square()).mean((-2, -1))
-    return -q_coef * q.mean(-1) / q.detach().abs().mean(-1) + nu * cloning
-
-
-class Adam:
-    """Adam (Table 5): torch.optim.Adam's own fused step and defaults, without the bookkeeping around it, which takes
-    longer on a CPU than the step. `rate` is a tensor, so that a captured graph sees it change; `state` is what a
-    checkpoint keeps: the count of steps, then every parameter's first moment, then every second."""
-
-    def __init__(self, params: list[Tensor], rate: float) -> None:
-        self.params, device = [param.detach() for param in params], params[0].device
-        self.rate, self.steps = torch.tensor(rate).to(device), torch.zeros((), dtype=torch.float32, device=device)
-        self.moments = [[torch.zeros_like(param) for param in self.params] for _ in range(2)]
-        self.state = [self.steps, *self.moments[0], *self.moments[1]]
-
-    def step(self, gradients: tuple[Tensor, ...]) -> None:
-        """One step, in place."""
-        self.steps += 1
-        gradients = [gradient.contiguous() for gradient in gradients]  # the fused step ignores a gradient's strides
-        defaults = dict(beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False)
-        steps = [self.steps] * len(self.params)
-        torch._fused_adam_(self.params, gradients, *self.moments, [], steps, lr=self.rate, **defaults)
-
-
-class DMG:
-    """The networks and optimisers of all seeds, and one iteration of Algorithm 1."""
-
-    def __init__(self, args: Args, state_dim: int, action_dim: int) -> None:
-        self.args, self.columns = args, [state_dim, action_dim, 1, 1, state_dim]  # as in replay_table
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in random_seeds(args, 0)[:, 0]]
-        hidden = [args.hidden_dim] * 2
-        self.actor = init_mlp(args, generators, 1, [state_dim, *hidden, action_dim])
-        self.critic = init_mlp(args, generators, 2, [state_dim + action_dim, *hidden, 1])
-        self.value = init_mlp(args, generators, 1, [state_dim, *hidden, 1])
-        self.actor_target = [param.detach().clone() for param in self.actor]
-        self.critic_target = [param.detach().clone() for param in self.critic]
-        self.optimisers = {x: Adam(getattr(self, x), args.learning_rate) for x in ("actor", "critic", "value")}
-        # λ and ν are tensors, too.
-        self.lam = torch.tensor(args.lam, device=args.device)
-        self.q_coef, self.nu = torch.tensor([0.0, 1.0] if math.isinf(args.nu) else [1.0, args.nu], device=args.device)
-
-    def descend(self, name: str, loss: Tensor) -> None:
-        """One Adam step. Seeds share no parameter, so the gradient of their summed losses is each one's own."""
-        self.optimisers[name].step(torch.autograd.grad(loss, getattr(self, name), torch.ones_like(loss)))
-
-    def set_actor_rate(self, steps_done: int) -> None:
-        """Table 5's cosine schedule: the full rate at the first actor step, 0 behind the last."""
-        angle = math.pi * steps_done / max(self.args.iterations // self.args.policy_delay, 1)
-        self.optimisers["actor"].rate.fill_(self.args.learning_rate * (1 + math.cos(angle)) / 2)
-
-    def update(self, batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
-        """One iteration, from rows of the replay table [seeds, batch, columns] and target noise [seeds, batch, action].
-        Returns the losses [seeds] and the batch's q [seeds, 2, batch] and v [seeds, batch], to be logged."""
-        s, a, r, not_done, s2 = batch.split(self.columns, dim=-1)
-        with torch.no_grad():  # the target networks stand until the Polyak step: q_target serves Eq. 15 and Eq. 14
-            a2 = (policy(self.actor_target, s2) + noise).clamp_(-1, 1)
-            q_target = Q(self.critic_target, s, a).amin(1)  # the smaller twin
-            q2 = Q(self.critic_target, s2, a2).amin(1)
-
-        v = V(self.value, s)
-        v_loss = value_loss(q_target - v, self.args)
-        self.descend("value", v_loss)
-
-        with torch.no_grad():
-            v2 = V(self.value, s2)
-        q = Q(self.critic, s, a)
-        q_loss = critic_loss(q, r.squeeze(-1), not_done.squeeze(-1), q2, v2, self.lam, self.args)
-        self.descend("critic", q_loss)
-
-        log = {"value_loss": v_loss, "qf_loss": q_loss, "q": q, "v": v}
-        if actor_step:
-            with torch.no_grad():
-                adv = q_target - V(self.value, s)
-            pi = policy(self.actor, s)
-            pi_loss = actor_loss(Q(self.critic, s, pi).amin(1), pi, a, adv, self.q_coef, self.nu, self.args)
-            self.descend("actor", pi_loss)
-            log["actor_loss"] = pi_loss
-            with torch.no_grad():
-                torch._foreach_lerp_(self.actor_target, self.actor, self.args.polyak)
-                torch._foreach_lerp_(self.critic_target, self.critic, self.args.polyak)
-        return {name: value.detach() for name, value in log.items()}
-
-
-def captured(update: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """DMG.update as two CUDA graphs, with and without the actor step. The first 5 iterations of each kind run as they
-    are, since a capture must not make what outlives it; it computes nothing; later ones replay on copied inputs."""
-    graphs, inputs, calls = {}, [], {True: 0, False: 0}
-
-    def replay(batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
-        calls[actor_step] += 1
-        if calls[actor_step] <= 5:
-            return update(batch, noise, actor_step)
-        inputs[:] = inputs or [batch.clone(), noise.clone()]
-        if actor_step not in graphs:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                graphs[actor_step] = graph, update(*inputs, actor_step)
-        torch._foreach_copy_(inputs, [batch, noise])
-        graph, log = graphs[actor_step]
-        graph.replay()
-        return log
-
-    return replay
-
-
-# ---- evaluation ------------------------------------------------------------------------------------------------------
-simulators = functools.cache(lambda env_id, number: [make_env(env_id) for _ in range(number)])  # kept from call to call
+def make_env(env_id: str) -> gym.Env:
+    """The simulator of a dataset, with actions in [-1, 1]. Raises SystemExit where there is none."""
+    gym.logger.min_level = gym.logger.ERROR  # no warning that -v4 is out of date
+    name = ROBOTS.get(env_id.split("-")[0], [env_id])[0]
+    with blame(f"no simulator for {env_id}"):
+        if env_id.startswith("antmaze-"):
+            import_module("antmaze")  # registers the -v2 ids
+            name = env_id.replace("-local", "-v2")
+        return gym.wrappers.RescaleAction(gym.wrappers.FlattenObservation(gym.make(name)), -1.0, 1.0)
 
 
 @torch.no_grad()
-def rollout(env_id: str, actor: list, mean: np.ndarray, scale: np.ndarray, resets: np.ndarray) -> np.ndarray:
-    """One episode from each reset seed [policies, episodes], all of them together; an ended episode is not stepped on.
-    Gives [2, policies, episodes]: returns (NaN where an action was not finite) and lengths."""
-    envs, played = simulators(env_id, resets.size), np.zeros((2, resets.size))
-    actor, running = [torch.as_tensor(param) for param in actor], set(range(resets.size))
+def rollout(agent: DMG, envs: list, resets: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Returns and lengths [2, seeds, episodes] of one episode from each reset seed [seeds, episodes],
+    played side by side. An action that is not finite ends an episode with return NaN."""
+    played = np.zeros((2, resets.size))
     states = np.stack([env.reset(seed=int(seed))[0] for env, seed in zip(envs, resets.flat)])
-    while running:
-        s = torch.as_tensor((states - mean) / scale, dtype=actor[0].dtype).view(*resets.shape, -1)
-        actions = policy(actor, s).flatten(0, 1).numpy()
-        for i in sorted(running):
-            if not np.isfinite(actions[i]).all():
-                played[0, i], ended = math.nan, True
-            else:
-                states[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
-                played[:, i], ended = played[:, i] + (reward, 1), terminated or truncated
-            running -= {i} if ended else set()
+
+    def step(i: int) -> bool:  # whether the episode goes on
+        if not np.isfinite(actions[i]).all():
+            played[0, i] = np.nan
+            return False
+        states[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
+        played[:, i] += reward, 1
+        return not (terminated or truncated)
+
+    running = range(resets.size)
+    with ThreadPoolExecutor() as pool:  # MuJoCo steps without the interpreter's lock
+        while running:
+            s = torch.tensor((states - mean) / std).to(agent.lam).view(*resets.shape, -1)
+            actions = agent.actor(s).flatten(0, 1).cpu().numpy()
+            running = [i for i, goes_on in zip(running, pool.map(step, running)) if goes_on]
     return played.reshape(2, *resets.shape)
 
 
-# ---- checkpoint, logs and the run ------------------------------------------------------------------------------------
-NETS = ("actor", "critic", "value", "actor_target", "critic_target")
-TABLES = {  # the same columns as when fine-tuning online, where phase, env_steps, λ and ν change; success is AntMaze's
-    "eval.csv": "phase,iteration,env_steps,seed,episode,return,length,score,success",
-    "metrics.csv": "iteration,seed,value_loss,qf_loss,actor_loss,q_values,v_values,lam,nu,wall_seconds,diverged",
-}
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a temporary file written, then rename it: a kill leaves the old file or the new one, never half of one."""
-    write(path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def save_checkpoint(path: Path, agent: DMG, state: dict) -> None:
-    """Write the agent's networks and optimisers, seed axis first, beside `state`: configuration, counters, flags."""
-    nets = {name: [param.detach() for param in getattr(agent, name)] for name in NETS}
-    optimisers = {name: optimiser.state for name, optimiser in agent.optimisers.items()}
-    replace_file(path, lambda part: torch.save({**state, "nets": nets, "optimisers": optimisers}, part))
-
-
-def check_same(path: Path, was: dict, now: dict) -> None:
-    """Raise SystemExit, naming `path` and the settings, where it was made with other ones than those asked for now."""
-    if differ := [f"{key} {was.get(key)} (now {now[key]})" for key in now if was.get(key) != now[key]]:
-        raise SystemExit(f"error: {path} has {', '.join(differ)}; use its settings, or --overwrite to start again")
-
-
-def load_checkpoint(path: Path, agent: DMG, state: dict) -> dict:
-    """Put a checkpoint's networks and optimisers into the agent and return its entries of the same names as `state`'s.
-    Raises SystemExit where it is damaged, or was made by another script, from other data, with other settings."""
+def write_file(path: Path, data: bytes) -> None:
+    """Replace a file: a kill, a power cut or a full disk leaves the old one or the new one."""
+    part = path.with_name(path.name + ".tmp")
     try:
-        saved = torch.load(path, map_location=agent.args.device, weights_only=True)
-        check_same(path, saved["config"], state["config"])
-        pairs = []
-        for name in NETS:
-            pairs += zip(getattr(agent, name), saved["nets"][name], strict=True)
-        for name, optimiser in agent.optimisers.items():
-            pairs += zip(optimiser.state, saved["optimisers"][name], strict=True)
-        if any(param.shape != old.shape for param, old in pairs):
-            raise ValueError("wrong shapes")
-        for param, old in pairs:
-            param.data.copy_(old)
-        return {key: saved[key] for key in state}
-    except Exception as error:  # torch raises many kinds for a damaged file
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-        raise SystemExit(f"error: {path} is damaged ({what}); --overwrite starts again") from None
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file)
+            part.replace(path)
+            os.fsync(file)  # the new name, too
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def keep_memory() -> None:
-    """Have glibc keep what is freed for the next iteration. By default it gives large tensors back to the kernel, and
-    getting them again, page by page, takes up to a quarter of an iteration. Does nothing where there is no glibc."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    for parameter, size in ((-3, 2**25), (-1, 2**28)) if mallopt else ():  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD; bytes
-        mallopt(parameter, size)
-
-
-def attend() -> None:
-    """Make a process that plays evaluation episodes use one thread, and end when the main process has ended."""
-    torch.set_num_threads(1)
-    parent = torch.multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def train(args: Args) -> int:
-    """One job: data, training, logs, checkpoints in one run folder. Returns the exit status: 3 if a seed diverged."""
-    args = resolve(args)
-    seeds = range(args.seed, args.seed + args.num_seeds)
-    folder = args.run_dir / f"{args.env_id}__{args.exp_name}__s{seeds[0]}-{seeds[-1]}"
-    done, checkpoint = folder / "done", folder / "checkpoint.pt"
-    settings = {key: value if isinstance(value, int | float) else str(value) for key, value in vars(args).items()}
-    config = {key: value for key, value in settings.items() if key not in MACHINE | {"exp_name"}}
-    if os.path.exists(folder) and not (args.resume or args.overwrite):  # (Path.exists raises for a name too long)
-        how = "complete" if done.exists() else "unfinished: --resume continues it"
-        raise SystemExit(f"error: {folder} exists and is {how}; --overwrite deletes it, --exp-name makes another")
-    if os.path.exists(done) and not args.overwrite:
-        try:
-            check_same(folder, json.loads((folder / "config.json").read_text()), config)
-        except (OSError, ValueError) as error:
-            raise SystemExit(f"error: {folder}/config.json is damaged ({error}); --overwrite starts again") from None
-        print(f"{folder} is complete. {done.read_text()}")
-        return 3 if "diverged" in done.read_text() else 0
+def train(args: Args) -> None:
+    """One run. Its folder gets config.json, eval.csv, checkpoint.pt, TensorBoard's events, and done."""
+    resolve(args)
     torch.set_num_threads(args.threads)
-    keep_memory()
-    if args.cudagraphs:
-        torch.cuda.set_stream(torch.cuda.Stream())  # a capture must not follow work on the default stream
+    seeds = range(args.seed, args.seed + args.num_seeds)
+    name = f"{args.env_id}__{args.exp_name}__s{seeds[0]}-{seeds[-1]}".replace("/", "_")
+    folder, checkpoint = args.run_dir / name, args.run_dir / name / "checkpoint.pt"
+    if folder.exists() and not args.resume:
+        raise SystemExit(f"error: {folder} exists; --resume continues it, --exp-name starts another run")
     env = make_env(args.env_id)
-    dims = env.observation_space.shape[0], env.action_space.shape[0]
-    path = find_dataset(args.env_id, args.dataset_path)
-    table, mean, scale = replay_table(load_transitions(path, *dims, env.spec.max_episode_steps), args)
-    agent = DMG(args, *dims)
-    update = captured(agent.update) if args.cudagraphs else agent.update
-    q_bound = 100 * (table[:, sum(dims)].abs().max().item() or math.inf) / (1 - args.gamma)  # beyond it: diverged
-
-    config |= {"script": Path(__file__).stem, "checkpoint_format": 2, "dataset_sha256": digest(path)}
-    about = {"dataset": str(path), "transitions": len(table), "script_sha256": digest(Path(__file__))}
-    about |= {"device_name": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores"}
-    about |= {package: version(package) for package in ("torch", "numpy", "mujoco", "gymnasium")}
-    print(text := json.dumps(settings | config | about, indent=2))
-    state = {"config": config, "state_mean": mean.tolist(), "state_scale": scale.tolist(), "iteration": 0}
-    state |= {"wall_seconds": 0.0, "csv_bytes": [0, 0], "diverged": [False] * len(seeds)}
-    if os.path.exists(checkpoint) and not args.overwrite:
-        state = load_checkpoint(checkpoint, agent, state)
-    try:
-        if args.overwrite and os.path.exists(folder):
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "config.json", lambda part: part.write_text(text))
-        files = [(folder / name).open("a", newline="") for name in TABLES]
-        for file, header, size in zip(files, TABLES.values(), state["csv_bytes"]):
-            if file.tell() < size:
-                raise OSError(f"{file.name} has lost rows since the checkpoint")
-            file.truncate(size)  # rows past the checkpoint are made again
-            file.seek(size)
-            file.write("" if size else header + "\r\n")
-    except OSError as error:
-        raise SystemExit(f"error: {folder}: {error}; --run-dir makes another, --overwrite starts again") from None
-    evals, metrics = map(csv.writer, files)
-    first, began, shown = state["iteration"], time.perf_counter() - state["wall_seconds"], {}
-    boards = [SummaryWriter(folder / f"s{seed}", purge_step=first + 1) for seed in seeds]
-    spawn = torch.multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(args.eval_workers, spawn, initializer=attend) if args.eval_workers > 1 else None
-
-    for t in (bar := tqdm(range(first, args.iterations), initial=first, total=args.iterations, mininterval=1)):
-        if t % BLOCK == 0 or t == first:
-            indices, noise = draw_block(args, t // BLOCK, len(table), dims[1])
-        rows, iteration, last = indices[:, t % BLOCK], t + 1, t + 1 == args.iterations
+    buffer, mean, std, attrs = load_dataset(args, env)
+    _, low, high = ROBOTS.get(args.env_id.split("-")[0], ("", 0.0, 100.0))
+    low, high = attrs.get("ref_min_score", low), attrs.get("ref_max_score", high)
+    agent = DMG(args, len(mean), env.action_space.shape[0])
+    update = captured(agent.update) if args.cudagraphs and agent.lam.is_cuda else agent.update
+    envs = [make_env(args.env_id) for _ in range(args.num_seeds * args.eval_episodes)]
+    folder.mkdir(parents=True, exist_ok=args.resume)
+    _lock = FileLock(folder / ".lock").acquire(blocking=False)  # raises Timeout, if another run has it
+    sha256 = hashlib.sha256(args.dataset_path.read_bytes()).hexdigest()
+    config = dict(vars(args), script=Path(__file__).stem, dataset_sha256=sha256, torch=torch.__version__)
+    print(text := json.dumps(config, default=str, indent=2))
+    config, done, summary = json.loads(text), 0, ""
+    evals = ["iteration,seed,episode,return,length,score"]
+    if checkpoint.exists():
+        with blame(f"cannot resume from {checkpoint} (another --exp-name starts another run)"):
+            saved = torch.load(checkpoint, map_location=args.device, weights_only=True)
+            before = {key: value for key, value in saved["config"].items() if config.get(key) != value}
+            assert MAY_CHANGE.issuperset(before), f"it was made with {before}"
+            agent.load_state_dict(saved["agent"])
+            for name, optimiser in agent.optimisers.items():
+                optimiser.load_state_dict(saved["optimisers"][name])
+            done, evals, summary = saved["iteration"], saved["evals"], saved["summary"]
+    print(f"resumed at iteration {done:,}" if done else "from the start", summary)
+    write_file(folder / "config.json", text.encode())
+    boards = [SummaryWriter(folder / f"s{seed}", purge_step=done + 1) for seed in seeds]
+    began = time.perf_counter()
+    for iteration in tqdm(range(done + 1, args.iterations + 1), initial=done, total=args.iterations):
+        # Update
+        block, t = divmod(iteration - 1, BLOCK)
+        if t == 0 or iteration == done + 1:
+            indices, noise = draw_block(args, block, len(buffer), agent.columns[1])
         actor_step = iteration % args.policy_delay == 0
+        log = update(buffer[indices[:, t]], noise[:, t], actor_step)
         if actor_step:
-            agent.set_actor_rate(t // args.policy_delay)
-        log = update(table.index_select(0, rows.flatten()).view(*rows.shape, -1), noise[:, t % BLOCK], actor_step)
-        wall = time.perf_counter() - began
-
+            agent.optimisers["schedule"].step()
+        # Log
+        last, scalars = iteration == args.iterations, {}
         if iteration % args.log_every == 0 or last:
-            q, losses = log["q"], {name: log[name] for name in ("value_loss", "qf_loss", "actor_loss") if name in log}
-            losses |= {"q_values": q.mean((1, 2)), "v_values": log["v"].mean(1)}
-            for k, seed in enumerate(seeds):
-                row = dict.fromkeys(TABLES["metrics.csv"].split(","), "") | {"iteration": iteration, "seed": seed}
-                row |= {name: values[k].item() for name, values in losses.items()}
-                finite = math.isfinite(row["q_values"] + row["v_values"])
-                state["diverged"][k] |= not finite or q[k].abs().mean().item() > q_bound
-                row |= {"lam": args.lam, "nu": args.nu, "wall_seconds": round(wall, 2)}
-                metrics.writerow((row | {"diverged": int(state["diverged"][k])}).values())
-                for name in losses:
-                    boards[k].add_scalar(f"losses/{name}", row[name], iteration)
-                boards[k].add_scalar("charts/SPS", iteration / wall, iteration)
-            shown |= {"Q": f"{q.mean().item():.1f}", "V": f"{log['v'].mean().item():.1f}"}
+            scalars = {f"losses/{name}": values for name, values in log.items()}
+            scalars["charts/SPS"] = [(iteration - done) / (time.perf_counter() - began)] * len(seeds)
+        # Evaluate
         if iteration % args.eval_every == 0 or last:
-            actor = [param.detach().cpu().numpy() for param in agent.actor]
             resets = random_seeds(args, 2, iteration, number=args.eval_episodes)
-            shares = np.array_split(resets, min(args.eval_workers, args.eval_episodes), axis=1)
-            play = functools.partial(rollout, args.env_id, actor, mean, scale)
-            returns, lengths = np.concatenate(list((pool.map if pool else map)(play, shares)), axis=2)
-            scores = normalized_score(args.env_id, returns)
-            for k, board in enumerate(boards):
-                for e, values in enumerate(zip(returns[k], lengths[k].astype(int), scores[k])):
-                    success = int(values[0] > 0) if args.env_id.startswith("antmaze-") else ""
-                    evals.writerow(["offline", iteration, 0, seeds[k], e, *values, success])
-                board.add_scalar("eval/normalized_score", scores[k].mean(), iteration)
-                board.add_scalar("eval/episodic_return", returns[k].mean(), iteration)
-                board.add_scalar("eval/episodic_length", lengths[k].mean(), iteration)
-            shown |= {"score": f"{scores.mean():.1f}"}
-        bar.set_postfix(shown, refresh=False)
+            returns, lengths = rollout(agent, envs, resets, mean, std)
+            scores = 100 * (returns - low) / (high - low)
+            for (k, e), score in np.ndenumerate(scores):
+                evals.append(f"{iteration},{seeds[k]},{e},{returns[k, e]},{lengths[k, e]:.0f},{score}")
+            write_file(folder / "eval.csv", "\n".join([*evals, ""]).encode())
+            scalars |= {"eval/normalized_score": scores.mean(1), "eval/episodic_return": returns.mean(1)}
+            tqdm.write(summary := f"{args.env_id} at {iteration:,}: score {scores.mean(1).round(1)}")
+        for name, values in scalars.items():
+            for board, value in zip(boards, values):
+                board.add_scalar(name, value, iteration)
+        # Save
         if iteration % args.save_every == 0 or last:
-            for file in (*files, *boards):
-                file.flush()
-            wall = time.perf_counter() - began
-            state |= {"iteration": iteration, "wall_seconds": wall, "csv_bytes": [file.tell() for file in files]}
-            save_checkpoint(checkpoint, agent, state)
-
-    for file in (*boards, *files):
-        file.close()
-    rows = np.loadtxt(folder / "eval.csv", delimiter=",", skiprows=1, usecols=(1, 7))
-    rows = rows.reshape(-1, len(seeds), args.eval_episodes, 2)
-    curve = rows[..., 1].mean(2)  # [evaluations, seeds]
-    best = np.nan_to_num(curve.mean(1), nan=-math.inf).argmax()
-    many = len(seeds) > 1
-    final, top = (f"{x.mean():.1f}" + (f" ± {x.std(ddof=1):.1f}" if many else "") for x in (curve[-1], curve[best]))
-    summary = f"{args.env_id}: last score {final} (iteration {args.iterations:,}), best score {top} (iteration "
-    summary += f"{rows[best, 0, 0, 0]:,.0f}, chosen in hindsight); mean over {args.eval_episodes} episodes"
-    summary += f", then mean ± standard deviation over {len(seeds)} seeds" if many else ""
-    lost = [seed for seed, diverged in zip(seeds, state["diverged"]) if diverged]
-    summary += f"; diverged: seeds {lost}" if lost else ""
-    replace_file(done, lambda part: part.write_text(summary))
-    print(summary)
-    return 3 if lost else 0
+            for board in boards:
+                board.flush()
+            optimisers = {name: optimiser.state_dict() for name, optimiser in agent.optimisers.items()}
+            state = dict(config=config, agent=agent.state_dict(), optimisers=optimisers, summary=summary)
+            state |= dict(iteration=iteration, evals=evals, mean=mean.tolist(), std=std.tolist())
+            torch.save(state, data := BytesIO())
+            write_file(checkpoint, data.getvalue())
+    write_file(folder / "done", summary.encode())
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show λ
     try:
-        sys.exit(train(command_line()))
+        train(tyro.cli(Args))
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command with --resume continues from the last checkpoint")
+        sys.exit("interrupted; --resume continues from the last checkpoint, if there is one")
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # a full disk, a folder in use, ...
+        sys.exit(f"error: {' '.join(str(error).split())[:400]}")

@@ -1,8 +1,8 @@
-"""Make an offline dataset without a network: roll out the small policies of tools/behaviours/ in Gymnasium's -v4
+"""Make an offline dataset without a network: roll out the small policies of tools/data/behaviours/ in Gymnasium's -v4
 robots, or lead a walking ant through antmaze.py's mazes.
 
-    python tools/collect.py --env-id hopper-medium-local
-    python tools/collect.py --env-id antmaze-medium-play-local
+    python tools/data/collect.py --env-id hopper-medium-local
+    python tools/data/collect.py --env-id antmaze-medium-play-local
 
 The file has D4RL's HDF5 layout (observations, actions, rewards, terminals, timeouts; float32 and bool) and goes where
 the scripts look for it. Every episode has a seed of its own, so the file is the same, byte for byte, for any number of
@@ -36,15 +36,15 @@ from pathlib import Path
 import gymnasium as gym
 import h5py
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import LOCAL_IDS, LOCAL_ROWS, dataset_file, normalized_score, replacing, run
+
 import antmaze
 import dmg_iql
 
 BEHAVIOURS = Path(__file__).resolve().parent / "behaviours"
-LOCAL_IDS = [env_id for env_id in dmg_iql.ENV_IDS if env_id.endswith("-local")]
 
 
 @dataclass
@@ -54,9 +54,8 @@ class Args:
     env_id: str = "hopper-medium-local"
     """{hopper,walker2d,halfcheetah}-{random,medium,medium-replay,medium-expert,expert}-local, or
     antmaze-{umaze,umaze-diverse,medium-play,medium-diverse,large-play,large-diverse}-local"""
-    size: int | None = None
-    """rows (environment steps), 1,000 or more; the last episode is cut to fit and ends with a timeout. Default:
-    200,000; AntMaze 1,000,000, as D4RL's files"""
+    size: int = LOCAL_ROWS
+    """rows (environment steps), 1,000 or more; the last episode is cut to fit and ends with a timeout"""
     seed: int = 0
     """seed of all episodes, 0 or more"""
     workers: int = 0
@@ -78,7 +77,7 @@ def parts(env_id: str) -> list[str]:
     for name in ("medium", "expert") if quality == "medium-expert" else (quality,):
         path = BEHAVIOURS / f"{robot}-{name}.npz"
         if not path.is_file():
-            raise SystemExit(f"error: {path} is missing; python tools/train_behaviour.py --robot {robot} makes it")
+            raise SystemExit(f"error: {path} is missing; python tools/data/train_behaviour.py --robot {robot} makes it")
         names += [f"{path.name}:{i}" for i in range(len(np.load(path)["w0"]))]
     return names
 
@@ -320,42 +319,35 @@ def main(args: Args) -> None:
     """Collect, write, report. Raises SystemExit for a bad flag or where nothing can be written."""
     if args.env_id not in LOCAL_IDS:
         raise SystemExit(f"error: --env-id {args.env_id}: expected one of {', '.join(LOCAL_IDS)}")
-    size = (1_000_000 if args.env_id.startswith("antmaze-") else 200_000) if args.size is None else args.size
-    if size < 1000 or args.seed < 0 or args.workers < 0:
+    if args.size < 1000 or args.seed < 0 or args.workers < 0:
         raise SystemExit("error: --size has to be 1000 or more, --seed and --workers 0 or more")
-    folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
-    out = args.out or folder / f"{args.env_id.removesuffix('-local').replace('-', '_')}-local.hdf5"
+    out = args.out or dataset_file(args.env_id)
     if out.exists() and not args.overwrite:
         raise SystemExit(f"error: {out} is already there; --overwrite makes it again")
-    make_env(args.env_id)  # raises, before anything is written, where AntMaze's robot is not installed
-    part = out.with_name(out.name + ".part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-    except OSError as error:
-        raise SystemExit(f"error: cannot write {out} ({error}); --out names another place") from None
-    data, returns = collect(args.env_id, size, args.seed, args.workers or len(os.sched_getaffinity(0)))
-    with h5py.File(part, "w") as file:
-        for key, values in data.items():
-            file.create_dataset(key, data=values, compression="gzip", compression_opts=1)
-        made = {"env_id": args.env_id, "simulator": make_env(args.env_id).spec.id, "seed": args.seed, "size": size}
-        made |= {
-            "policies": json.dumps(parts(args.env_id)),
-            "gymnasium": gym.__version__,
-            "made_by": "tools/collect.py",
-        }
-        for key, value in made.items():
-            file.attrs[key] = value
-    os.replace(part, out)
+    spec = make_env(args.env_id).spec  # raises, before anything is written, where AntMaze's robot is not installed
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with replacing(out) as part:
+        part.touch()  # fails now rather than after the collecting
+        data, returns = collect(args.env_id, args.size, args.seed, args.workers or cores)
+        with h5py.File(part, "w") as file:
+            for key, values in data.items():
+                file.create_dataset(key, data=values, compression="gzip", compression_opts=1)
+            file.attrs["env_id"] = args.env_id
+            file.attrs["simulator"] = spec.id
+            file.attrs["seed"] = args.seed
+            file.attrs["size"] = args.size
+            file.attrs["policies"] = json.dumps(parts(args.env_id))
+            file.attrs["gymnasium"] = gym.__version__
+            file.attrs["made_by"] = "tools/data/collect.py"
     if args.env_id.startswith("antmaze-"):
         facts = maze_facts(args.env_id, data)
         what = f"{facts['reached']} reach the place they are sent to and {facts['seen']} see the evaluation goal"
     else:
-        scores = dmg_iql.normalized_score(args.env_id, returns)
+        scores = normalized_score(args.env_id, returns)
         what = f"mean return {returns.mean():.1f} (standard deviation {returns.std():.1f}), score {scores.mean():.1f}"
         what += " on D4RL's scale"
-    print(f"{out}: {size:,} rows, {len(returns)} whole episodes, {what}")
+    print(f"{out}: {args.size:,} rows, {len(returns)} whole episodes, {what}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    run(main, Args)
