@@ -480,11 +480,11 @@ def train(args: Args) -> None:
     env = make_env(args.env_id)
     agent = DMG(args, env.observation_space.shape[0], env.action_space.shape[0])
     state_dim, action_dim, *_ = agent.columns
-    dataset, attrs, sha256 = agent.lam.new_empty(0, sum(agent.columns)), {}, None
+    dataset, attrs, sha = agent.lam.new_empty(0, sum(agent.columns)), {}, None
     mean, std = np.zeros(state_dim), np.ones(state_dim)
     if not args.scratch:
         dataset, mean, std, attrs = load_dataset(args, env)
-        sha256 = hashlib.sha256(args.dataset_path.read_bytes()).hexdigest()
+        sha = hashlib.sha256(args.dataset_path.read_bytes()).hexdigest()
     _, low, high = ROBOTS.get(args.env_id.split("-")[0], ("", 0.0, 100.0))
     low, high = attrs.get("ref_min_score", low), attrs.get("ref_max_score", high)
     update = captured(agent.update) if args.cudagraphs and agent.lam.is_cuda else agent.update
@@ -496,8 +496,8 @@ def train(args: Args) -> None:
     online = buffer[rows:].view(args.num_seeds, args.buffer_size, -1)
     folder.mkdir(parents=True, exist_ok=args.resume)
     _lock = FileLock(folder / ".lock").acquire(blocking=False)  # raises Timeout, if another run has it
-    config = dict(vars(args), script=Path(__file__).stem, dataset_sha256=sha256, torch=torch.__version__)
-    print(text := json.dumps(config, default=str, indent=2))
+    about = dict(script=Path(__file__).stem, rows=rows, dataset_sha256=sha, torch=torch.__version__)
+    print(text := json.dumps(vars(args) | about, default=str, indent=2))
     config, done, summary = json.loads(text), 0, ""
     evals = ["iteration,seed,episode,return,length,score"]
     transitions = (folder / "transitions.bin").open("ab")
@@ -518,7 +518,7 @@ def train(args: Args) -> None:
                 for row in seen[done - length :, player.k]:
                     player.step(row[state_dim : state_dim + action_dim])
         if saved:
-            assert saved["config"]["dataset_sha256"] == sha256, f"it had another {args.dataset_path}"
+            assert saved["config"]["dataset_sha256"] == sha, f"it had another {args.dataset_path}"
             agent.load_state_dict(saved["agent"])
             for name, optimiser in agent.optimisers.items():
                 optimiser.load_state_dict(saved["optimisers"][name])

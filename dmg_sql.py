@@ -412,9 +412,11 @@ def train(args: Args) -> None:
     envs = [make_env(args.env_id) for _ in range(args.num_seeds * args.eval_episodes)]
     folder.mkdir(parents=True, exist_ok=args.resume)
     _lock = FileLock(folder / ".lock").acquire(blocking=False)  # raises Timeout, if another run has it
-    sha256 = hashlib.sha256(args.dataset_path.read_bytes()).hexdigest()
-    config = dict(vars(args), script=Path(__file__).stem, dataset_sha256=sha256, torch=torch.__version__)
-    print(text := json.dumps(config, default=str, indent=2))
+    sha = hashlib.sha256(args.dataset_path.read_bytes()).hexdigest()
+    about = dict(
+        script=Path(__file__).stem, rows=len(buffer), dataset_sha256=sha, torch=torch.__version__
+    )
+    print(text := json.dumps(vars(args) | about, default=str, indent=2))
     config, done, summary = json.loads(text), 0, ""
     evals = ["iteration,seed,episode,return,length,score"]
     if checkpoint.exists():
