@@ -496,8 +496,8 @@ def train(args: Args) -> None:
     online = buffer[rows:].view(args.num_seeds, args.buffer_size, -1)
     folder.mkdir(parents=True, exist_ok=args.resume)
     _lock = FileLock(folder / ".lock").acquire(blocking=False)  # raises Timeout, if another run has it
-    about = dict(script=Path(__file__).stem, rows=rows, dataset_sha256=sha, torch=torch.__version__)
-    print(text := json.dumps(vars(args) | about, default=str, indent=2))
+    data = dict(script=Args.exp_name, rows=rows, dataset_sha256=sha, torch=torch.__version__)
+    print(text := json.dumps(vars(args) | data, default=str, indent=2))
     config, done, summary = json.loads(text), 0, ""
     evals = ["iteration,seed,episode,return,length,score"]
     transitions = (folder / "transitions.bin").open("ab")
@@ -550,7 +550,7 @@ def train(args: Args) -> None:
                 board.add_scalar(name, value, step)
         # Save
         if step % args.save_every == 0 or last:
-            for file in (transitions, *boards):
+            for file in transitions, *boards:
                 file.flush()
             os.fsync(transitions)
             optimisers = {name: optimiser.state_dict() for name, optimiser in agent.optimisers.items()}

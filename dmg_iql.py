@@ -410,10 +410,8 @@ def train(args: Args) -> None:
     folder.mkdir(parents=True, exist_ok=args.resume)
     _lock = FileLock(folder / ".lock").acquire(blocking=False)  # raises Timeout, if another run has it
     sha = hashlib.sha256(args.dataset_path.read_bytes()).hexdigest()
-    about = dict(
-        script=Path(__file__).stem, rows=len(buffer), dataset_sha256=sha, torch=torch.__version__
-    )
-    print(text := json.dumps(vars(args) | about, default=str, indent=2))
+    data = dict(script=Args.exp_name, rows=len(buffer), dataset_sha256=sha, torch=torch.__version__)
+    print(text := json.dumps(vars(args) | data, default=str, indent=2))
     config, done, summary = json.loads(text), 0, ""
     evals = ["iteration,seed,episode,return,length,score"]
     if checkpoint.exists():
