@@ -12,17 +12,16 @@ Mao et al., "Doubly Mild Generalization for Offline Reinforcement Learning", Neu
     π_φ, π_φ'     actor, actor_target    s, a, r, s'  s, a, r, s2   λ      lam
     Q_θ, Q_θ'     critic, critic_target  a' ~ π_φ'    a2            ν      nu
     V_ψ           value                  A(s, a)      adv           α      temperature
-    Q_θ'(s, a)    q_target               exp(α A)     weight        τ      expectile
+    Q_θ'(s, a)    q_slow                 exp(α A)     weight        τ      expectile
     Q_θ'(s', a')  q2                     V_ψ(s')      v2            γ      gamma
 
-Six departures from the printed equations, all from the authors' code (github.com/maoyixiu/DMG, 28dfe7c);
-docs/differences.md has the other choices:
+Six departures of the authors' code (github.com/maoyixiu/DMG, 28dfe7c); docs/differences.md has the rest:
  1 Eq. 14 prints -ν E[w log π]. In an objective that is maximised, this pushes π away from the data. The
    penalty of Eq. 13 is KL(β*||π) = const - E_β*[log π], so the sign is +ν.
  2 The policy is deterministic and log π becomes -(π(s) - a)², averaged over the action dimensions.
-   Q(s, π(s)) is divided by its mean absolute value in the batch, so ν does not depend on the size of Q.
+   Q(s, π(s)) is divided by its mean absolute value in the batch, so ν need not match the size of Q.
  3 The weight w = exp(α A) is clipped, at 3 on Gym and at 100 on AntMaze.
- 4 Critics are twins. In Eq. 14-16 Q_θ and Q_θ' are the smaller twin; Eq. 16 sums both twins' errors.
+ 4 Critics are twins. Q_θ' and Eq. 14's Q_θ are the smaller twin; Eq. 16 sums both twins' errors.
  5 a' is the target actor's action plus clipped Gaussian noise, as in TD3.
  6 Nothing follows a terminal state: its target is r."""
 
@@ -55,33 +54,33 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
-    """Train DMG on an offline dataset. None means the dataset's preset, which ends the flag's text."""
+    """Train DMG on an offline dataset. None: the preset for it, given at the end of the help."""
 
-    env_id: str = "walker2d-medium-v2"  # of D4RL, -local, or any Gymnasium id with --dataset-path
-    dataset_path: Path | None = None  # HDF5 file; None: env_id's in $D4RL_DATASET_DIR, D4RL's downloaded
-    exp_name: str = Path(__file__).stem  # names the run folder
-    run_dir: Path = Path("runs")  # holds it: <env_id>__<exp_name>__s<first seed>-<last seed>
+    env_id: str = "walker2d-medium-v2"  # D4RL, *-local, or any Gymnasium id + --dataset-path
+    dataset_path: Path | None = None  # HDF5 file; None: in $D4RL_DATASET_DIR, or download D4RL's
+    exp_name: str = Path(__file__).stem  # label of the run
+    run_dir: Path = Path("runs")  # parent of <env_id>__<exp_name>__s<first seed>-<last seed>
     seed: int = 0  # first seed, >= 0
     num_seeds: int = 1  # seeds trained side by side, >= 1
-    resume: bool = False  # continue the run in an existing folder
+    resume: bool = False  # continue the run, or start it if it is new
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: cuda if there is a GPU
-    cudagraphs: bool = False  # on a GPU: capture the update once and replay it
-    threads: int = 1  # CPU threads, >= 1; more are faster only while no other process is busy
+    cudagraphs: bool = False  # replay captured updates (on a GPU only)
+    threads: int = 1  # torch's CPU threads, >= 1; more help only on an otherwise idle machine
     lam: float = 0.25  # λ in [0, 1], share of the policy's value in the Bellman target (Eq. 16)
-    nu: float | None = None  # ν >= 0, pull towards good actions (Eq. 14); 0.1, expert 10, AntMaze 0.5
+    nu: float | None = None  # ν >= 0, inf: cloning only (Eq. 14); 0.1, *expert* 10, AntMaze 0.5
     expectile: float | None = None  # τ in [0, 1] (Eq. 15); 0.7, AntMaze 0.9
-    temperature: float | None = None  # α >= 0 in exp(α A) (Eq. 14), 0: all weights 1; 3, AntMaze 10
+    temperature: float | None = None  # α >= 0 in exp(α A), 0: no weighting (Eq. 14); 3, AntMaze 10
     weight_clip: float | None = None  # largest weight, >= 0; 3, AntMaze 100
     gamma: float = 0.99  # γ in [0, 1], discount
     polyak: float = 0.005  # in [0, 1], step of the target networks
-    learning_rate: float = 3e-4  # in [0, 1], Adam's; the actor's falls to 0 along a cosine
+    learning_rate: float = 3e-4  # Adam's, in [0, 1]; the actor's decays to 0 along a cosine
     batch_size: int = 256  # transitions per seed, >= 1
-    hidden_dim: int = 256  # units per hidden layer, >= 1
+    hidden_dim: int = 256  # width of both hidden layers, >= 1
     policy_noise: float = 0.2  # >= 0, standard deviation of the noise on the target action
     noise_clip: float = 0.5  # >= 0, bound of that noise
     policy_delay: int = 2  # iterations per step of the actor and the target networks, >= 1
     iterations: int = 1_000_000  # >= 1
-    normalize_states: bool | None = None  # to mean 0 and standard deviation 1; True, AntMaze False
+    normalize_states: bool | None = None  # to zero mean and unit variance; True, AntMaze False
     antmaze_reward: bool | None = None  # reward 1 becomes 0, any other -1; False, AntMaze True
     eval_every: int | None = None  # iterations between evaluations, >= 1; 20,000, AntMaze 50,000
     eval_episodes: int | None = None  # episodes per seed and evaluation, >= 1; 10, AntMaze 100
@@ -97,12 +96,12 @@ ROBOTS = {  # simulator (D4RL's returns are those of -v4), and the returns that 
     "antmaze": ("antmaze.py", 0.0, 1.0),
 }
 REVISION = "9ed58d8a76c12f4c1cb5db51fa71389e703d2ec5"  # of imone/D4RL on the Hugging Face hub
-BLOCK = 1_000  # iterations whose random numbers are drawn at once
+BLOCK = 1_000  # iterations per draw of random numbers
 
 
 @contextmanager
 def blame(what: str) -> Iterator[None]:
-    """Turn an error into SystemExit, with one line that says what failed."""
+    """Turn any exception into SystemExit with a one-line message."""
     try:
         yield
     except Exception as error:
@@ -125,25 +124,25 @@ def resolve(args: Args) -> None:
             raise SystemExit(f"error: --{key.replace('_', '-')} {value}: expected {low} to {top:g}")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    room = max(args.hidden_dim**2, BLOCK * args.batch_size, 250_000 * args.eval_episodes)
-    with blame(f"cannot use device {args.device} for {args.num_seeds} seed(s) of this size"):
-        torch.empty(args.num_seeds, room, device=args.device)
+    floats = max(args.hidden_dim**2, BLOCK * args.batch_size, 250_000 * args.eval_episodes)
+    with blame(f"no room for {args.num_seeds} seed(s) on --device {args.device}"):
+        torch.empty(args.num_seeds, floats, device=args.device)
 
 
 # ---- Networks of all seeds, side by side: nets = copies * seeds ---------------------------------------
 class Linear(nn.Module):
-    """x [nets, batch, in] -> [nets, batch, out]. First weights as torch.nn.Linear's, uniform in
-    ±1/sqrt(in), one generator per seed. (A module of torch.nn put beside it is shared by all seeds.)"""
+    """x [nets, batch, in] -> [nets, batch, out]. Initialised as torch.nn.Linear: uniform in
+    ±1/sqrt(in), one generator per seed. (A plain torch.nn module would be shared by all seeds.)"""
 
     def __init__(self, generators: list, copies: int, fan_in: int, fan_out: int) -> None:
         super().__init__()
         for name, columns in (("weight", fan_in), ("bias", 1)):
             draws = [torch.rand(copies, fan_out, columns, generator=g) for g in generators]
-            uniform = torch.stack(draws, dim=1).flatten(0, 1).mT.contiguous()
+            uniform = torch.stack(draws, dim=1).flatten(0, 1).mT.contiguous()  # [nets, in or 1, out]
             setattr(self, name, nn.Parameter((2 * uniform - 1) / fan_in**0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.shape[-1] == 1:  # the same, many times faster on a CPU
+        if self.weight.shape[-1] == 1:  # the same, but faster on a CPU
             return torch.linalg.vecdot(x, self.weight.mT).unsqueeze(-1) + self.bias
         return torch.baddbmm(self.bias, x, self.weight)
 
@@ -175,10 +174,10 @@ class Value(MLP):  # V_ψ(s) [seeds, batch]
         return super().forward(s).squeeze(-1)
 
 
-# ---- Losses: one equation each, [seeds] ---------------------------------------------------------------
+# ---- Losses: each returns [seeds] ---------------------------------------------------------------------
 # Eq. 15
 def value_loss(u: Tensor, args: Args) -> Tensor:
-    """L_V(ψ) = E[|τ - 1(u < 0)| u²], u = Q_θ'(s, a) - V_ψ(s). For τ -> 1, V is the in-sample maximum."""
+    """L_V(ψ) = E[|τ - 1(u < 0)| u²], u = Q_θ'(s, a) - V_ψ(s). As τ -> 1, V -> the in-sample maximum."""
     return (torch.where(u < 0, 1 - args.expectile, args.expectile) * u.square()).mean(-1)
 
 
@@ -210,11 +209,11 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
         self.critic = TwinCritic(generators, 2, state_dim + action_dim, *hidden, 1)
         self.value = Value(generators, 1, state_dim, *hidden, 1)
         self.to(args.device)
-        # Learning rates, λ and ν are tensors, so that a captured CUDA graph sees them change.
+        # Rates, λ and ν are tensors: a CUDA graph freezes Python numbers.
         optimisers = self.optimisers = {}
-        for name, network in self.named_children():
+        for name, network in self.named_children():  # the target networks are made below
             lr = torch.tensor(args.learning_rate, device=args.device)
-            optimisers[name] = Adam(network.parameters(), lr, fused=True, capturable=lr.is_cuda)
+            optimisers[name] = Adam(network.parameters(), lr, fused=True, capturable=True)
         actor_steps = args.iterations // args.policy_delay or 1
         optimisers["schedule"] = lr_scheduler.CosineAnnealingLR(optimisers["actor"], actor_steps)
         self.lam, self.nu = torch.tensor([args.lam, args.nu], device=args.device)
@@ -234,11 +233,11 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
         s, a, r, not_done, s2 = batch.split(self.columns, dim=-1)
         r, discount = r.squeeze(-1), self.args.gamma * not_done.squeeze(-1)
         with torch.no_grad():
-            q_target = self.critic_target(s, a).amin(0)
+            q_slow = self.critic_target(s, a).amin(0)
             a2 = (self.actor_target(s2) + noise).clamp(-1, 1)
             q2 = self.critic_target(s2, a2).amin(0)
         v = self.value(s)
-        v_loss = value_loss(q_target - v, self.args)
+        v_loss = value_loss(q_slow - v, self.args)
         self.descend("value", v_loss)
 
         with torch.no_grad():
@@ -250,7 +249,7 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
 
         if actor_step:
             with torch.no_grad():
-                adv = q_target - self.value(s)
+                adv = q_slow - self.value(s)
             pi = self.actor(s)
             pi_loss = actor_loss(self.critic(s, pi).amin(0), pi, a, adv, self.nu, self.args)
             self.descend("actor", pi_loss)
@@ -261,20 +260,21 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
         return log
 
 
-def captured(update: Callable) -> Callable:
-    """DMG.update as two CUDA graphs, with and without the actor step. Five calls of each run as
-    they are, since a capture must not make what outlives it; the next is captured, and then replayed."""
-    torch.cuda.set_stream(torch.cuda.Stream())  # a capture must not follow work on the default stream
+def captured(agent: DMG) -> Callable:
+    """agent.update as two CUDA graphs, with and without the actor step. The first five calls of each run
+    normally (they create Adam's state); the sixth is captured, and from then on replayed."""
+    torch.cuda.set_device(agent.lam.device)
+    torch.cuda.set_stream(torch.cuda.Stream())  # a capture needs its warm-up on a side stream
     calls, graphs = [0, 0], {}
 
     def replay(batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
         calls[actor_step] += 1
         if calls[actor_step] <= 5:
-            return update(batch, noise, actor_step)
+            return agent.update(batch, noise, actor_step)
         if actor_step not in graphs:
             graph, inputs = torch.cuda.CUDAGraph(), (batch.clone(), noise.clone())
             with torch.cuda.graph(graph):
-                graphs[actor_step] = graph, *inputs, update(*inputs, actor_step)
+                graphs[actor_step] = graph, *inputs, agent.update(*inputs, actor_step)
         graph, graph_batch, graph_noise, log = graphs[actor_step]
         graph_batch.copy_(batch)
         graph_noise.copy_(noise)
@@ -288,7 +288,7 @@ def captured(update: Callable) -> Callable:
 def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarray, dict]:
     """A dataset: all transitions [n, columns] on the device, mean and std [state] of its states, and the
     file's attributes. s2 is the next row; rows with `timeouts` and the last row are dropped, as in D4RL.
-    In a file without `timeouts`, s2 is `next_observations`. Raises SystemExit where no file fits."""
+    In a file without `timeouts`, s2 is `next_observations`. Raises SystemExit if no file fits."""
     task, _, kind = args.env_id.rpartition("-")
     folder = os.path.expanduser(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets"))
     name = f"{task.replace('-', '_')}-{kind}.hdf5"
@@ -298,7 +298,7 @@ def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarr
     if path == Path(folder, name) and kind == "v2" and not path.exists():
         with blame(f"no download of {name} (python tools/data/get.py {args.env_id} tries more)"):
             hf_hub_download("imone/D4RL", name, repo_type="dataset", revision=REVISION, local_dir=folder)
-    with blame(f"{path} does not fit {args.env_id} (see python tools/data/get.py --help)"):
+    with blame(f"cannot use {path} for {args.env_id} (see python tools/data/get.py --help)"):
         with h5py.File(path, "r", locking=False) as file:
             attrs = {"env_id": args.env_id, **file.attrs}
             end = "timeouts" if "timeouts" in file else "next_observations"
@@ -309,18 +309,17 @@ def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarr
         assert [array.shape[1] for array in arrays] == widths, f"{names} should have widths {widths}"
         assert np.isfinite(np.hstack(arrays)).all(), "it has NaN or infinite numbers"
         assert task.split("-")[0].lower() in attrs["env_id"].lower(), f"it is for {attrs['env_id']}"
-        s, a, r, done, s2 = arrays
+        s, a, r, terminal, s2 = arrays  # s2 may still be the timeouts
         if end == "timeouts":
             keep = np.flatnonzero(s2[:-1] == 0)
-            s, a, r, done, s2 = s[keep], a[keep], r[keep], done[keep], s[keep + 1]
-        assert len(s) > 0, "it has no transition"
+            s, a, r, terminal, s2 = s[keep], a[keep], r[keep], terminal[keep], s[keep + 1]
         a = (a - (space.high + space.low) / 2) / ((space.high - space.low) / 2)
-        assert np.abs(a).max() < 1 + 1e-5, f"it has actions outside {space}"
+        assert len(a) and np.abs(a).max() < 1 + 1e-5, f"it has no transition, or actions outside {space}"
     mean, std = np.zeros(state_dim), np.ones(state_dim)
     if args.normalize_states:
         mean, std = s.mean(0, dtype=np.float64), s.std(0, dtype=np.float64) + 1e-3
     r = np.where(r == 1, 0, -1) if args.antmaze_reward else r
-    columns = (s - mean) / std, a, r, done == 0, (s2 - mean) / std
+    columns = (s - mean) / std, a, r, terminal == 0, (s2 - mean) / std
     tensors = [torch.as_tensor(column, dtype=torch.get_default_dtype()) for column in columns]
     return torch.cat(tensors, dim=1).to(args.device), mean, std, attrs
 
@@ -343,8 +342,8 @@ def draw_block(args: Args, block: int, rows: int, action_dim: int) -> tuple[Tens
 
 
 def make_env(env_id: str) -> gym.Env:
-    """The simulator of a dataset, with actions in [-1, 1]. Raises SystemExit where there is none."""
-    gym.logger.min_level = gym.logger.ERROR  # no warning that -v4 is out of date
+    """The simulator of a dataset, with actions in [-1, 1]. Raises SystemExit if there is none."""
+    gym.logger.min_level = gym.logger.ERROR  # no -v4 deprecation warning
     name = ROBOTS.get(env_id.split("-")[0], [env_id])[0]
     with blame(f"no simulator for {env_id}"):
         if env_id.startswith("antmaze-"):
@@ -356,7 +355,7 @@ def make_env(env_id: str) -> gym.Env:
 @torch.no_grad()
 def rollout(agent: DMG, envs: list, resets: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     """Returns and lengths [2, seeds, episodes] of one episode from each reset seed [seeds, episodes],
-    played side by side. An action that is not finite ends an episode with return NaN."""
+    played side by side. A non-finite action ends its episode, with return NaN."""
     played = np.zeros((2, resets.size))
     states = np.stack([env.reset(seed=int(seed))[0] for env, seed in zip(envs, resets.flat)])
 
@@ -378,7 +377,7 @@ def rollout(agent: DMG, envs: list, resets: np.ndarray, mean: np.ndarray, std: n
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replace a file: a kill, a power cut or a full disk leaves the old one or the new one."""
+    """Write atomically: after a crash or on a full disk, the old file or the new one is whole."""
     part = path.with_name(path.name + ".tmp")
     try:
         with part.open("wb") as file:
@@ -405,10 +404,10 @@ def train(args: Args) -> None:
     _, low, high = ROBOTS.get(args.env_id.split("-")[0], ("", 0.0, 100.0))
     low, high = attrs.get("ref_min_score", low), attrs.get("ref_max_score", high)
     agent = DMG(args, len(mean), env.action_space.shape[0])
-    update = captured(agent.update) if args.cudagraphs and agent.lam.is_cuda else agent.update
+    update = captured(agent) if args.cudagraphs and agent.lam.is_cuda else agent.update
     envs = [make_env(args.env_id) for _ in range(args.num_seeds * args.eval_episodes)]
     folder.mkdir(parents=True, exist_ok=args.resume)
-    _lock = FileLock(folder / ".lock").acquire(blocking=False)  # raises Timeout, if another run has it
+    _lock = FileLock(folder / ".lock").acquire(blocking=False)  # raises Timeout if another run holds it
     sha = hashlib.sha256(args.dataset_path.read_bytes()).hexdigest()
     data = dict(script=Args.exp_name, rows=len(buffer), dataset_sha256=sha, torch=torch.__version__)
     print(text := json.dumps(vars(args) | data, default=str, indent=2))
@@ -417,8 +416,9 @@ def train(args: Args) -> None:
     if checkpoint.exists():
         with blame(f"cannot resume from {checkpoint} (another --exp-name starts another run)"):
             saved = torch.load(checkpoint, map_location=args.device, weights_only=True)
-            before = {key: value for key, value in saved["config"].items() if config.get(key) != value}
-            assert MAY_CHANGE.issuperset(before), f"it was made with {before}"
+            was = saved["config"]
+            differ = {k: was.get(k) for k in {*config, *was} - MAY_CHANGE if was.get(k) != config.get(k)}
+            assert not differ, f"it was made with {differ}"
             agent.load_state_dict(saved["agent"])
             for name, optimiser in agent.optimisers.items():
                 optimiser.load_state_dict(saved["optimisers"][name])
