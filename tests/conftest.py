@@ -1,18 +1,15 @@
-"""What the tests share: the repository on the import path, one CPU thread, and a small dataset.
-
-With DMG_SCRIPT=dmg_xql or dmg_sql in the environment, the tests written for dmg_iql run on that script instead: `import
-dmg_iql` gives it. `bash benchmark.sh test` does that for those of whole jobs and of the update.
-"""
+"""What the tests share: the repository on the import path, one CPU thread, the scripts, and small datasets."""
 
 import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "tools" / "data"), str(ROOT / "tests")]
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import h5py
 import numpy as np
@@ -21,19 +18,29 @@ import torch
 
 torch.set_num_threads(1)
 
-SCRIPT = os.environ.get("DMG_SCRIPT", "dmg_iql")
-if SCRIPT != "dmg_iql":
-    sys.modules["dmg_iql"] = importlib.import_module(SCRIPT)
-PRESET = {  # of the flags of the script's own in-sample maximum, on hopper-medium
+SCRIPTS = ("dmg_iql", "dmg_xql", "dmg_sql")
+PRESET = {  # each script's flags of its own, on hopper-medium
     "dmg_iql": {"expectile": 0.7},
     "dmg_xql": {"beta": 5.0, "gumbel_clip": 7.0},
-    "dmg_sql": {"alpha": 2.0, "sparse_weights": False},
-}[SCRIPT]
+    "dmg_sql": {"alpha": 2.0},
+}
 OTHER = {  # other values of theirs
     "dmg_iql": {"expectile": 0.9},
     "dmg_xql": {"beta": 0.5, "gumbel_clip": 1.0},
-    "dmg_sql": {"alpha": 0.1, "sparse_weights": True},
-}[SCRIPT]
+    "dmg_sql": {"alpha": 0.1},
+}
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request: pytest.FixtureRequest) -> ModuleType:
+    """Each of the three offline scripts, as a module."""
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture
+def iql() -> ModuleType:
+    """dmg_iql, for what is the same text in all scripts."""
+    return importlib.import_module("dmg_iql")
 
 
 @pytest.fixture
@@ -62,12 +69,19 @@ def hopper_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def job(hopper_file: Path, tmp_path: Path) -> Callable:
-    """A function that makes dmg_iql.Args of a job which takes a second; keywords override."""
-    import dmg_iql
+    """A function that makes a script's Args of a job which takes a second; keywords override."""
 
-    def make(**changes: object) -> dmg_iql.Args:
-        small = dict(hidden_dim=16, batch_size=32, iterations=40, eval_every=20, eval_episodes=2, log_every=10)
-        small |= dict(save_every=10, device="cpu", threads=1, exp_name="job", run_dir=tmp_path / "runs")
-        return dmg_iql.Args(env_id="hopper-medium-local", dataset_path=hopper_file, **(small | changes))
+    def make(module: ModuleType, **changes: object) -> object:
+        small = dict(
+            hidden_dim=16, batch_size=32, iterations=40, eval_every=20, eval_episodes=2, log_every=10
+        )
+        small |= dict(save_every=10, device="cpu", exp_name="job", run_dir=tmp_path / "runs")
+        return module.Args(env_id="hopper-medium-local", dataset_path=hopper_file, **(small | changes))
 
     return make
+
+
+def folder_of(args: object) -> Path:
+    """The run folder of a job."""
+    last = args.seed + args.num_seeds - 1
+    return args.run_dir / f"{args.env_id}__{args.exp_name}__s{args.seed}-{last}".replace("/", "_")

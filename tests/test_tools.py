@@ -27,7 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 def make(tmp_path: Path, name: str, **flags: object) -> Path:
     """Collect a small dataset; returns its file."""
     path = tmp_path / f"{name}.hdf5"
-    collect.main(collect.Args(**({"env_id": "hopper-medium-local", "size": 1500, "workers": 1, "out": path} | flags)))
+    collect.main(
+        collect.Args(
+            **({"env_id": "hopper-medium-local", "size": 1500, "workers": 1, "out": path} | flags)
+        )
+    )
     return path
 
 
@@ -47,7 +51,10 @@ def digest(path: Path) -> str:
 def test_same_file_for_any_number_of_workers(tmp_path: Path, env_id: str) -> None:
     """Two runs with one worker and one with two write the same bytes; another seed does not."""
     one, again = make(tmp_path, "one", env_id=env_id), make(tmp_path, "again", env_id=env_id)
-    two, other = make(tmp_path, "two", env_id=env_id, workers=2), make(tmp_path, "other", env_id=env_id, seed=1)
+    two, other = (
+        make(tmp_path, "two", env_id=env_id, workers=2),
+        make(tmp_path, "other", env_id=env_id, seed=1),
+    )
     assert digest(one) == digest(again) == digest(two) != digest(other)
     with h5py.File(one) as file:
         assert file.attrs["env_id"] == env_id and file.attrs["size"] == 1500
@@ -67,11 +74,15 @@ def test_rows_are_what_the_simulator_gives(tmp_path: Path) -> None:
         np.testing.assert_array_equal(data["observations"][i], state.astype(np.float32))
         state, reward, terminated, truncated, _ = env.step(data["actions"][i])
         assert data["rewards"][i] == np.float32(reward)
-        assert data["terminals"][i] == terminated and data["timeouts"][i] == (truncated and not terminated)
+        assert data["terminals"][i] == terminated and data["timeouts"][i] == (
+            truncated and not terminated
+        )
         if terminated or truncated:
             break
     assert i > 50
-    assert data["timeouts"][-1] or data["terminals"][-1], "the last episode, cut to fit, ends with a timeout"
+    assert data["timeouts"][-1] or data["terminals"][-1], (
+        "the last episode, cut to fit, ends with a timeout"
+    )
     transitions = dmg_iql.load_transitions(tmp_path / "medium.hdf5", 11, 3, 1000)
     assert len(transitions["rewards"]) == 1499 - data["timeouts"][:-1].sum()
 
@@ -82,7 +93,11 @@ def test_qualities_are_ordered(tmp_path: Path) -> None:
     for quality in ("random", "medium", "expert"):
         _, returns = collect.collect(f"hopper-{quality}-local", 6000, 0, 2)
         scores[quality] = dmg_iql.normalized_score("hopper-medium-local", returns).mean()
-    assert -1 < scores["random"] < 5 and 20 < scores["medium"] < 45 and scores["expert"] > scores["medium"] + 20, scores
+    assert (
+        -1 < scores["random"] < 5
+        and 20 < scores["medium"] < 45
+        and scores["expert"] > scores["medium"] + 20
+    ), scores
 
 
 def test_medium_expert_is_half_and_half(tmp_path: Path) -> None:
@@ -95,7 +110,9 @@ def test_medium_expert_is_half_and_half(tmp_path: Path) -> None:
     assert not np.array_equal(both[1500:], medium)
 
 
-@pytest.mark.parametrize("robot, rows", [("hopper", 12_000), ("walker2d", 40_000), ("halfcheetah", 12_000)])
+@pytest.mark.parametrize(
+    "robot, rows", [("hopper", 12_000), ("walker2d", 40_000), ("halfcheetah", 12_000)]
+)
 def test_script_evaluates_a_stored_policy_as_collect_does(
     robot: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,10 +134,16 @@ def test_script_evaluates_a_stored_policy_as_collect_does(
     (played,), (lengths,) = dmg_iql.rollout(env_id, actor, np.zeros(dims), np.ones(dims), resets)
     ours, theirs = (dmg_iql.normalized_score(env_id, values) for values in (played, returns))
     error = math.sqrt(ours.var(ddof=1) / len(ours) + theirs.var(ddof=1) / len(theirs))
-    assert abs(ours.mean() - theirs.mean()) < 3.5 * error and error < 4, (ours.mean(), theirs.mean(), error)
+    assert abs(ours.mean() - theirs.mean()) < 3.5 * error and error < 4, (
+        ours.mean(),
+        theirs.mean(),
+        error,
+    )
     assert lengths.max() <= 1000 and ours.mean() > 20
 
-    mean_only = lambda actor, s: dmg_iql.mlp(actor, s).chunk(2, -1)[0].tanh()  # another policy: the check has to see it
+    mean_only = lambda actor, s: (
+        dmg_iql.mlp(actor, s).chunk(2, -1)[0].tanh()
+    )  # another policy: the check has to see it
     monkeypatch.setattr(dmg_iql, "policy", lambda actor, s: -mean_only(actor, s))
     (other,), _ = dmg_iql.rollout(env_id, actor, np.zeros(dims), np.ones(dims), resets[:, :3])
     assert abs(dmg_iql.normalized_score(env_id, other).mean() - theirs.mean()) > 3.5 * error
@@ -131,7 +154,9 @@ def test_every_local_id_has_its_policies(env_id: str) -> None:
     """All 21 ids can be collected: their policies are stored and fit the robot; one action of each lies in [-1, 1]."""
     env, rng = dmg_iql.make_env(env_id), np.random.default_rng(0)
     names = collect.parts(env_id)
-    assert len(names) == (2 if "medium-expert" in env_id else len(names)) and len(collect.LOCAL_IDS) == 21
+    assert (
+        len(names) == (2 if "medium-expert" in env_id else len(names)) and len(collect.LOCAL_IDS) == 21
+    )
     for name in names:
         state = np.zeros(27) if env_id.startswith("antmaze-") else env.observation_space.sample() * 0
         action = collect.act(collect.load_policy(name), state, env.action_space.shape[0], rng)
@@ -144,7 +169,10 @@ def test_policies_are_small_and_described() -> None:
         robot, quality = path.stem.split("-", 1)
         about = json.loads((collect.BEHAVIOURS / f"{robot}.json").read_text())
         assert path.stat().st_size < 1e6 and "train_behaviour.py" in about["made_by"]
-        assert len(about[quality]) == len(np.load(path)["w0"]) and {"steps", "score", "sd"} <= about[quality][0].keys()
+        assert (
+            len(about[quality]) == len(np.load(path)["w0"])
+            and {"steps", "score", "sd"} <= about[quality][0].keys()
+        )
 
 
 def test_actor_is_exported_as_it_acts() -> None:
@@ -152,7 +180,9 @@ def test_actor_is_exported_as_it_acts() -> None:
     from stable_baselines3 import SAC
 
     env = gym.make("Hopper-v4")
-    model = SAC("MlpPolicy", env, seed=3, buffer_size=10, policy_kwargs={"net_arch": {"pi": [64, 64], "qf": [8]}})
+    model = SAC(
+        "MlpPolicy", env, seed=3, buffer_size=10, policy_kwargs={"net_arch": {"pi": [64, 64], "qf": [8]}}
+    )
     arrays = train_behaviour.actor_arrays(model)
     layers = [(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(3)]
 
@@ -203,11 +233,14 @@ def test_share_of_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dmg_iql, "preset", lambda env_id: presets)
     args = speed.Args(threads=(1,), seeds=(1, 2), seconds=0.2, rows=1_000, device="cpu")
     rows = [line.split(" | ") for line in speed.evaluation(args, ("halfcheetah-medium-local",))[2:]]
-    assert [row[:3] for row in rows] == [["| halfcheetah-medium-local", str(n), f"{n * 3_000:,}"] for n in (1, 2)]
+    assert [row[:3] for row in rows] == [
+        ["| halfcheetah-medium-local", str(n), f"{n * 3_000:,}"] for n in (1, 2)
+    ]
     for row in rows:
         seconds, training, share = float(row[3]), float(row[5]), float(row[6].rstrip("% |"))
         low, high = (
-            100 * x / (x + y) for x, y in ((seconds - 0.06, training + 0.06), (seconds + 0.06, training - 0.06))
+            100 * x / (x + y)
+            for x, y in ((seconds - 0.06, training + 0.06), (seconds + 0.06, training - 0.06))
         )
         assert row[4] == "200" and low < share < high
 
@@ -281,12 +314,22 @@ def test_benchmark_usage() -> None:
 def test_help_is_grouped_and_names_every_flag() -> None:
     """`python dmg_iql.py --help` shows each flag with its sentence, below the heading of its group."""
     run = [sys.executable, "dmg_iql.py", "--help"]
-    page = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"}).stdout
+    page = subprocess.run(
+        run, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"}
+    ).stdout
     text = " ".join(page.replace("│", " ").split())
     for flag in vars(dmg_iql.Args()):
         assert f"--{flag.replace('_', '-')}" in text, flag
     assert "share of the policy's value" in text and "expectile" in text
-    order = ["task options", "--env-id", "method options", "--lam ", "--nu ", "training options", "--iterations "]
+    order = [
+        "task options",
+        "--env-id",
+        "method options",
+        "--lam ",
+        "--nu ",
+        "training options",
+        "--iterations ",
+    ]
     order += ["run options", "--eval-every ", "machine options", "--device "]
     places = [text.index(word) for word in order]
     assert places == sorted(places)

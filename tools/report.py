@@ -1,820 +1,636 @@
 """From run folders to tables and figures.
 
-    python tools/report.py runs/hopper-medium-local__quickstart__s0-1 --figure curve.png
-    python tools/report.py runs                                  # all runs in a folder
-    python tools/report.py runs --name table2 --dataset d4rl     # what `bash benchmark.sh table2` writes at its end
+    python tools/report.py runs/walker2d-medium-v2__dmg_iql__s0-0 --figure curve.png
+    python tools/report.py runs                # all runs in a folder
+    python tools/report.py runs --name table2  # what `bash benchmark.sh table2` writes at its end
 
-Without --name, one line per run: the score on D4RL's scale at the last checkpoint and at the best one (chosen in
-hindsight), as mean and sample standard deviation over seeds of each seed's mean over episodes, the number of seeds
-and iterations, and the mean score of the episodes in the dataset itself. Complete runs of one name that differ in
-nothing but their seeds, and in the machine, are one line, and one curve.
-
-With --name, a table or figure of the paper in reports/: Markdown and CSV in the paper's layout with the paper's
-number beside ours, the same for every seed by itself, and PNG and SVG for figures. All numbers come from the run
-folders' eval.csv, metrics.csv and config.json, the paper's from tools/paper.json.
+Without --name: a line for each run, or for runs that differ in nothing but their seeds. With --name: a
+table or figure of the paper in reports/, as Markdown, PNG and SVG, with each seed's numbers as CSV. All
+are read from the run folders' config.json, eval.csv and TensorBoard events.
 """
 
-import contextlib
 import csv
 import json
-import subprocess
-import sys
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import h5py
+import common
+import matplotlib
 import numpy as np
 import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from reproduce import EXPERIMENTS, Job
+from runs import (
+    Cell,
+    Run,
+    dataset_facts,
+    finite,
+    iqm,
+    kind,
+    mean_sd,
+    read_cell,
+    read_runs,
+    remarks,
+    together,
+)
 from scipy import stats
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
-from experiments import EXPERIMENTS, Job, Setting, resolved
+PAPER = json.loads((common.ROOT / "tools/paper.json").read_text("utf-8"))
+LENGTHS = set("iterations warmup_steps eval_every eval_episodes log_every".split())
+KINDS = {"d4rl": "D4RL", "local": "Data collected here, not D4RL's", "own": "Other tasks and files"}
+COLOURS = {  # the colour of a method in every figure
+    "DMG": "#0072B2",
+    "in-sample-ablation": "#E69F00",
+    "TD3+BC-like": "#009E73",
+    "AWAC-like": "#CC79A7",
+    "TD3-like": "#8C564B",
+    "TD3-scratch": "#8C564B",
+    "DMG-XQL": "#56B4E9",
+    "XQL-ablation": "#D55E00",
+    "DMG-SQL": "#332288",
+    "SQL-ablation": "#B8A800",
+}
+METHODS = {"quickstart": "DMG", "dmg_iql": "DMG", "dmg_finetune": "DMG"}  # of other names
+METHODS |= {"dmg_xql": "DMG-XQL", "dmg_sql": "DMG-SQL"}
+OTHERS = ("#999999", "#117733", "#882255", "#44AA99", "#DDCC77", "#661100")  # of names without a method
+CAPTION = """Score: the last evaluation, mean ± sample standard deviation over seeds of each seed's mean
+over episodes. On D4RL's scale 0 is a random and 100 an expert policy; AntMaze's is success in %. a → b:
+before and after the online phase. Rows: transitions of the dataset. ×: seeds that diverged, which means
+that a loss, value or score is not finite, or that a mean |Q| exceeds 100 max|r| / (1 − γ)."""
+NOTES = {  # by the beginning of a report's name
+    "table": "Totals add means. IQM: interquartile mean over datasets and seeds [95 %, by bootstrap].",
+    "table4": "Regret: what the evaluations of the online phase miss to 100, on average.",
+    "table6": "95 % CI: Student's t over seeds.",
+    "figure": "Shaded: ± one sample standard deviation. Mean Q: of seeds that have not diverged.",
+    "": "The in-sample ablation (`--lam 0 --nu inf`) is not the published IQL, XQL or SQL.",
+}
+ORIGINS = {
+    "d4rl": "The paper's numbers: 1,000,000 iterations, 5 seeds (its Tables 2 to 4).",
+    "local": "The data were collected here: this is **not** D4RL, and the paper's scores are left out.",
+}
 
-from dmg_iql import normalized_score
-
-PAPER = json.loads((Path(__file__).parent / "paper.json").read_text())
-EXIT = "exit status "  # what benchmark.py writes at the end of a job's log, before the number
-MACHINE = set("run_dir dataset_path dataset save_every resume overwrite device cudagraphs threads eval_workers".split())
-ABOUT = set("device_name torch numpy mujoco gymnasium script_sha256".split())  # provenance: may differ within a cell
-FREE = MACHINE | ABOUT | {"seed", "num_seeds", "exp_name"}  # all other settings may not
-LENGTHS = set("iterations online_steps warmup_steps eval_every eval_episodes log_every".split())
+Cells = dict[str, dict[str, Cell]]  # by dataset id, then by setting
+Table = tuple[list[str], list[list[str]]]  # header and rows
+ABOUT = ["dataset's mean", "rows", "seeds × iterations"]
 
 
 @dataclass
 class Args:
     """Which runs to report, and as what."""
 
-    runs: tyro.conf.Positional[list[Path]]
-    """run folders, or folders that hold them; with --name, the one folder that holds them"""
-    figure: Path | None = None
-    """PNG file to draw the learning curves into: one panel per dataset, shaded by the standard deviation over seeds"""
-    name: Literal[tuple(EXPERIMENTS)] | None = None
-    """table or figure of the paper"""
-    dataset: Literal["d4rl", "local"] = "d4rl"
-    """with --name: D4RL's datasets, or those collected here"""
-    seeds: int | None = None
-    """with --name: number of seeds in each cell, from seed 0. None: the paper's"""
-    only: tuple[str, ...] = ()
-    """with --name: only these dataset ids"""
-    reports: Path = Path("reports")
-    """with --name: folder of the reports"""
-
-
-# ---- run folders -----------------------------------------------------------------------------------------------------
-def read_run(folder: Path) -> dict:
-    """A run's configuration, its scores [evaluations, seeds] by iteration and by online step, and from the last log of
-    each seed its mean Q and whether it diverged. Raises SystemExit where it is no run folder."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        with (folder / "eval.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        with (folder / "metrics.csv").open() as file:
-            last = {int(row["seed"]): row for row in csv.DictReader(file) if row["diverged"]}
-        scores = defaultdict(lambda: defaultdict(list))
-        for row in rows:
-            if row["score"] is not None:  # or the row is cut: the run is going on
-                scores[int(row["iteration"]), int(row["env_steps"])][int(row["seed"])].append(float(row["score"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise SystemExit(f"error: {folder} is not a run folder ({type(error).__name__}: {error})") from None
-    episodes = [sum(map(len, values.values())) for values in scores.values()]
-    if len(episodes) > 1 and episodes[-1] < episodes[0]:
-        scores.popitem()  # an evaluation of which the file does not have every episode yet
-    if not scores:
-        raise SystemExit(f"error: {folder} has no evaluation yet; run {config.get('script')}.py on it with --resume")
-    seeds = list(next(iter(scores.values())))
-    return {
-        "folder": folder,
-        "config": config,
-        "seeds": seeds,
-        "iterations": np.array([iteration for iteration, _ in scores]),
-        "env_steps": np.array([steps for _, steps in scores]),
-        "curve": np.array([[np.mean(values[seed]) for seed in seeds] for values in scores.values()]),
-        "q": np.array([float(last[seed]["q_values"]) if seed in last else np.nan for seed in seeds]),
-        "diverged": np.array([seed in last and last[seed]["diverged"] == "1" for seed in seeds]),
-        "hours": max((float(row["wall_seconds"]) for row in last.values()), default=np.nan) / 3600,
-        "complete": (folder / "done").exists(),
-    }
-
-
-def run_folders(paths: Iterable[Path]) -> list[Path]:
-    """The paths themselves, those of folders that hold run folders being replaced by these."""
-    found = []
-    for path in paths:
-        inside = sorted(child.parent for child in path.glob("**/config.json")) if path.is_dir() else []
-        found += inside if inside and not (path / "config.json").exists() else [path]
-    return found
-
-
-def dataset_score(config: dict) -> float:
-    """Mean score of the dataset's whole episodes; NaN where the file is no longer there. AntMaze's episodes go on after
-    the goal: the score is the share of them that see it, in percent."""
-    if not Path(config["dataset"]).is_file():
-        return float("nan")
-    with h5py.File(config["dataset"]) as file:
-        rewards, ends = file["rewards"][:].squeeze().astype(np.float64), file["terminals"][:].squeeze().astype(bool)
-        limits = file["timeouts"][:].squeeze().astype(bool) if "timeouts" in file else np.zeros_like(ends)
-    maze = config["env_id"].startswith("antmaze-")
-    sums = np.cumsum(rewards)[np.flatnonzero(limits if maze and limits.any() else ends | limits)]
-    returns = np.diff(sums, prepend=0)
-    return float(normalized_score(config["env_id"], np.minimum(returns, 1) if maze else returns).mean())
-
-
-def together(runs: list[dict]) -> list[dict]:
-    """The runs, those being put together along the seeds that are complete, have no seed in common and are the same in
-    name, data and every setting that changes results."""
-    found = []
-    for run in runs:
-        kept = {key: value for key, value in run["config"].items() if key not in FREE - {"exp_name"}}
-        for other, settings in found:
-            same = settings == kept and run["complete"] and other["complete"]
-            if same and not set(run["seeds"]) & set(other["seeds"]):
-                other["seeds"] = other["seeds"] + run["seeds"]
-                other |= {key: np.concatenate([other[key], run[key]], axis=-1) for key in ("curve", "q", "diverged")}
-                break
-        else:
-            found.append((dict(run), kept))
-    return [run for run, _ in found]
-
-
-def show(scores: np.ndarray) -> str:
-    """Mean ± sample standard deviation over seeds. A score that is not finite (a diverged policy's) is left out, which
-    is said; where none is finite: diverged."""
-    kept = scores[np.isfinite(scores)]
-    if not len(kept):
-        return "diverged"
-    text = f"{kept.mean():.1f}" + (f" ± {kept.std(ddof=1):.1f}" if len(kept) > 1 else "")
-    return text + (f" without {len(scores) - len(kept)} that has no score" if len(kept) < len(scores) else "")
-
-
-def table(runs: list[dict]) -> str:
-    """The Markdown table of runs, a line for each."""
-    lines = ["| dataset | setting | last score | best score (at, in hindsight) | dataset's mean | seeds × iterations |"]
-    lines.append("|---|---|---|---|---|---|")
-    for run in runs:
-        config, curve = run["config"], run["curve"]
-        best = np.nan_to_num(curve.mean(1), nan=-np.inf).argmax()
-        ran = f"{curve.shape[1]} × {run['iterations'][-1]:,}" + ("" if run["complete"] else " (unfinished)")
-        lines.append(
-            f"| {config['env_id']} | {config['exp_name']} | {show(curve[-1])} | {show(curve[best])} "
-            f"({run['iterations'][best]:,}) | {dataset_score(config):.1f} | {ran} |"
-        )
-    return "\n".join(lines)
-
-
-# ---- cells: a setting on a dataset -----------------------------------------------------------------------------------
-@dataclass
-class Cell:
-    """One setting on one dataset, the seeds of all its complete runs put together."""
-
-    wanted: int
-    """number of seeds that it should have"""
-    runs: list[dict] = field(default_factory=list)
-    """its complete runs"""
-    note: str = ""
-    """what is not complete"""
-
-    def joined(self, name: str) -> np.ndarray:
-        """A value of all runs, along the seeds, which are its last axis."""
-        return np.concatenate([run[name] for run in self.runs], axis=-1)
-
-    @property
-    def last(self) -> np.ndarray:
-        """[seeds]: score at the last checkpoint."""
-        return self.joined("curve")[-1]
-
-    @property
-    def best(self) -> tuple[np.ndarray, int]:
-        """[seeds] at the evaluation (of the online phase, if there is one) whose mean over seeds is highest, and its
-        iteration."""
-        curve, steps = self.joined("curve"), self.runs[0]["env_steps"]
-        means = np.where((steps > 0) | (steps.max() == 0), np.nan_to_num(curve.mean(1), nan=-np.inf), -np.inf)
-        return curve[means.argmax()], int(self.runs[0]["iterations"][means.argmax()])
-
-    @property
-    def offline(self) -> np.ndarray:
-        """[seeds]: score at the end of the offline phase."""
-        return self.joined("curve")[self.runs[0]["env_steps"] == 0][-1]
-
-    @property
-    def adds(self) -> bool:
-        """Whether it can be part of a sum: it has runs, and no score that is not finite."""
-        return bool(self.runs) and bool(np.isfinite(self.last).all())
-
-    @property
-    def regret(self) -> float:
-        """What the scores of the online phase miss to 100, averaged over its evaluations and the seeds."""
-        return float((100 - self.joined("curve")[self.runs[0]["env_steps"] > 0]).mean())
-
-    def marks(self) -> str:
-        """What a reader has to know about the number: seeds that are missing, that diverged."""
-        words = [f"× {lost} of {len(self.last)} seeds diverged"] if (lost := self.joined("diverged").sum()) else []
-        words += [f"{len(self.last)} of {self.wanted} seeds"] if len(self.last) < self.wanted else []
-        return f" ({'; '.join(words)})" if words else ""
-
-    def text(self, best: bool = True) -> str:
-        """last ± sd (best), or why there is none."""
-        if not self.runs:
-            return self.note
-        top, _ = self.best
-        finite = np.isfinite(top).any()
-        return show(self.last) + (f" (best {np.nanmean(top):.1f})" if best and finite else "") + self.marks()
-
-    def pair(self) -> str:
-        """offline → fine-tuned (best)."""
-        return f"{show(self.offline)} → {self.text()}" if self.runs else self.note
-
-
-def read_cell(run_dir: Path, env_id: str, setting: Setting, seeds: int, job: Job | None = None) -> Cell:
-    """The cell's runs: the one of just these seeds, else those that hold some of them, the longer ones first, no seed
-    twice. With `job`, a run has to have all its settings, else those that the setting means; one that has others does
-    not count, and the cell's note says so. Raises SystemExit, naming them, where runs differ from each other."""
-    found = {}
-    for folder in sorted(run_dir.glob(f"{env_id}__{setting.name}__s*-*")):
-        first, _, last = folder.name.rsplit("__s", 1)[1].partition("-")
-        if first.isdigit() and last.isdigit() and int(last) < seeds:
-            found[folder] = set(range(int(first), int(last) + 1))
-    folders, there = [], set()
-    for folder in sorted(found, key=lambda folder: (-len(found[folder]), folder.name)):
-        if not there & found[folder]:
-            folders.append(folder)
-            there |= found[folder]
-    wanted = job.settings if job else resolved(setting.script, env_id, tuple(setting.flags.items()))
-    wanted = {key: value for key, value in wanted.items() if key not in FREE | (set() if job else LENGTHS)}
-    cell, notes, others = Cell(seeds), [], []
-    for folder in sorted(folders) or [run_dir / f"{env_id}__{setting.name}__s0-{seeds - 1}"]:
-        if not (folder / "done").exists():
-            state = "unfinished" if (folder / "config.json").exists() else "missing"
-            notes.append(failure(run_dir / "logs" / f"{folder.name}.log") or state)
-            continue
-        run = read_run(folder)
-        if differ := differing(run["config"], wanted):
-            notes.append(f"other settings: {differ}")
-            others.append(run)
-        else:
-            cell.runs.append(run)
-    cell.note = ", ".join(dict.fromkeys(notes))
-    check_cell(cell.runs + others if cell.runs else [])
-    return cell
-
-
-def differing(config: dict, wanted: dict) -> str:
-    """What a run's config.json has other than wanted."""
-    return "; ".join(f"{key} {config.get(key)}, not {wanted[key]}" for key in wanted if config.get(key) != wanted[key])
-
-
-def failure(log: Path) -> str:
-    """How the job of this log failed, if it did: an interrupted one only is not complete."""
-    if not log.is_file():
-        return ""
-    text = log.read_text(errors="replace").rstrip()
-    status = text.rpartition("\n")[2].partition(EXIT)[2]
-    stopped = status in ("", "0", "3", "-1", "-2", "-15") or "interrupted;" in text.rpartition(".py --env-id ")[2]
-    return "" if stopped else f"failed (exit status {status})"
-
-
-def check_cell(runs: list[dict]) -> None:
-    """Raise SystemExit, naming the runs, where they differ in what changes results."""
-    for run in runs[1:]:
-        keys = (set(run["config"]) | set(runs[0]["config"])) - FREE
-        if differ := sorted(key for key in keys if run["config"].get(key) != runs[0]["config"].get(key)):
-            raise SystemExit(
-                f"error: {runs[0]['folder']} and {run['folder']} would be one cell, but differ in "
-                + ", ".join(f"{key} ({runs[0]['config'].get(key)}, {run['config'].get(key)})" for key in differ)
-                + "; move one of them away"
-            )
-
-
-# ---- statistics ------------------------------------------------------------------------------------------------------
-def t_interval(scores: np.ndarray) -> float:
-    """Half the width of the 95 % confidence interval of the mean, by Student's t."""
-    return float(stats.t.ppf(0.975, len(scores) - 1) * scores.std(ddof=1) / np.sqrt(len(scores)))
-
-
-def iqm(samples: list[np.ndarray]) -> tuple[float, float, float]:
-    """Interquartile mean of all scores [datasets][seeds] and its 95 % percentile-bootstrap interval, the seeds of each
-    dataset being resampled by themselves (stratified). NaN for the interval where a dataset has one seed."""
-
-    def statistic(*rows: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Mean of the middle half of all datasets' scores together."""
-        return stats.trim_mean(np.concatenate(rows, axis=axis), 0.25, axis=axis)
-
-    point = float(statistic(*samples))
-    if min(map(len, samples)) < 2:
-        return point, np.nan, np.nan
-    bounds = stats.bootstrap(
-        samples, statistic, n_resamples=10_000, method="percentile", vectorized=True, rng=np.random.default_rng(0)
-    ).confidence_interval
-    return point, float(bounds.low), float(bounds.high)
-
-
-def total(cells: list[Cell]) -> str:
-    """Sum of the means, as the paper adds them, of last scores."""
-    there = [cell.last.mean() for cell in cells if cell.adds]
-    return (f"{sum(there):.1f}" if there else "none") + left_out(cells)
-
-
-def left_out(cells: list[Cell]) -> str:
-    """How many of them a sum or a mean could not take in, and how many have marks."""
-    missing, marked = sum(not cell.runs for cell in cells), sum(bool(cell.adds and cell.marks()) for cell in cells)
-    words = [f"{missing} missing"] if missing else []
-    words += [f"{lost} diverged"] if (lost := len(cells) - missing - sum(cell.adds for cell in cells)) else []
-    words += [f"{marked} with diverged or missing seeds"] if marked else []
-    return f" ({', '.join(words)})" if words else ""
-
-
-def total_pair(cells: list[Cell]) -> str:
-    """Sums of the offline and of the last scores."""
-    there = [cell.offline.mean() for cell in cells if cell.adds]
-    return f"{sum(there):.1f} → {total(cells)}" if there else total(cells)
-
-
-def iqm_text(cells: list[Cell]) -> str:
-    """IQM [interval] over the datasets that are there."""
-    samples = [cell.last for cell in cells if cell.adds]
-    if not samples:
-        return "none"
-    point, low, high = iqm(samples)
-    words = f"{point:.1f} [{low:.1f}, {high:.1f}]" if np.isfinite(low) else f"{point:.1f}"
-    return words + (f" ({len(samples)} of {len(cells)} datasets)" if len(samples) < len(cells) else "")
-
-
-# ---- tables ----------------------------------------------------------------------------------------------------------
-Cells = dict[str, dict[str, Cell]]  # by dataset id, then by setting
-Rows = list[list[str]]
-
-
-def blocks(env_ids: list[str]) -> dict[str, list[str]]:
-    """The datasets whose scores the paper adds up."""
-    parts = {"locomotion": [], "antmaze": []}
-    for env_id in env_ids:
-        parts["antmaze" if env_id.startswith("antmaze-") else "locomotion"].append(env_id)
-    return {name: ids for name, ids in parts.items() if ids}
-
-
-def paper_total(name: str, block: str, column: str, entries: list[float], whole: int) -> str:
-    """The printed total where all its datasets are shown, else the sum of those shown."""
-    printed = PAPER["printed_totals"].get(f"{name}_{block}", PAPER["printed_totals"].get(name, {}))
-    return f"{printed[column] if len(entries) == whole and column in printed else sum(entries):.1f}"
-
-
-def ran(cells: Iterable[Cell]) -> str:
-    """Seeds × iterations of the runs that are there."""
-    lengths = {f"{len(cell.last)} × {cell.runs[0]['iterations'][-1]:,}" for cell in cells if cell.runs}
-    return ", ".join(sorted(lengths)) or "none"
-
-
-def table1(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
-    """Methods by how far they generalise, with one column of scores per dataset."""
-    env_ids = list(cells)
-    header = ["method", "action generalisation", "generalisation propagation", "flags"]
-    for env_id in env_ids:
-        header += [env_id] + (["its method's in the paper"] if d4rl else [])
-    header += [f"total of {len(env_ids)}", "IQM [95 % interval]", "seeds × iterations"]
-    rows, printed = [], {"AWAC-like": "AWAC", "TD3+BC-like": "TD3BC", "in-sample-ablation": "IQL", "DMG": "DMG"}
-    for setting in EXPERIMENTS["table1"].settings:
-        flags = " ".join(f"--{key} {value:g}" for key, value in setting.flags.items()) or "(default)"
-        row = [setting.name, setting.action, setting.propagation, flags]
-        for env_id in env_ids:
-            row.append(cells[env_id][setting.name].text())
-            if d4rl:
-                column = printed.get(setting.name)
-                row.append(f"{column} {PAPER['table2_offline'][env_id][column]}" if column else "not available")
-        ours = [cells[env_id][setting.name] for env_id in env_ids]
-        rows.append([*row, total(ours), iqm_text(ours), ran(ours)])
-    return header, rows
-
-
-def table2(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
-    """Datasets by methods, with totals."""
-    methods = [name for name in next(iter(PAPER["table2_offline"].values())) if name != "DMG_sd"]
-    header = ["dataset"] + ([f"{name} (paper)" for name in methods] if d4rl else [])
-    ours = ["in-sample-ablation", "DMG"]
-    header += ["in-sample ablation (ours)", "DMG (ours)", "seeds × iterations"]
-    rows = []
-    for block, env_ids in blocks(list(cells)).items():
-        for env_id in env_ids:
-            row = [env_id]
-            if d4rl:
-                entry = PAPER["table2_offline"][env_id]
-                row += [f"{entry[name]}" + (f" ± {entry['DMG_sd']}" if name == "DMG" else "") for name in methods]
-            rows.append([*row, *(cells[env_id][name].text() for name in ours), ran(cells[env_id].values())])
-        row = [
-            f"{block} total"
-            if d4rl and len(env_ids) == {"locomotion": 15, "antmaze": 6}[block]
-            else f"total of {len(env_ids)}"
-        ]
-        if d4rl:
-            whole = {"locomotion": 15, "antmaze": 6}[block]
-            for name in methods:
-                entries = [PAPER["table2_offline"][env_id][name] for env_id in env_ids]
-                row.append(paper_total("table2", block, name, entries, whole))
-        rows.append([*row, *(total([cells[env_id][name] for env_id in env_ids]) for name in ours), ""])
-    row = ["IQM [95 % interval]"] + [""] * (len(methods) if d4rl else 0)
-    rows.append([*row, *(iqm_text([cells[env_id][name] for env_id in cells]) for name in ours), ""])
-    return header, rows
-
-
-def table3(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
-    """Each in-sample maximum alone, and with DMG."""
-    header = ["dataset"]
-    for name in ("XQL", "SQL"):
-        header += ([f"{name} → DMG (paper)"] if d4rl else []) + [f"{name} ablation → DMG (ours)"]
-    header, rows, env_ids = [*header, "seeds × iterations"], [], list(cells)
-    for env_id in env_ids:
-        row = [env_id]
-        for name in ("XQL", "SQL"):
-            if d4rl:
-                entry = PAPER["table3_backbones"][env_id]
-                row.append(f"{entry[name]} → {entry[f'DMG-{name}']}")
-            row.append(" → ".join(cells[env_id][column].text() for column in (f"{name}-ablation", f"DMG-{name}")))
-        rows.append([*row, ran(cells[env_id].values())])
-    last = [f"total of {len(env_ids)}"], ["IQM [95 % interval]"]
-    for name in ("XQL", "SQL"):
-        columns = (f"{name}-ablation", f"DMG-{name}")
-        if d4rl:
-            entries = [
-                [PAPER["table3_backbones"][env_id][column] for env_id in env_ids] for column in (name, columns[1])
-            ]
-            sums = [paper_total("table3", "", key, values, 9) for key, values in zip((name, columns[1]), entries)]
-            last[0].append(" → ".join(sums))
-            last[1].append("")
-        for row, function in zip(last, (total, iqm_text)):
-            row.append(" → ".join(function([cells[env_id][column] for env_id in env_ids]) for column in columns))
-    return header, [*rows, *([*row, ""] for row in last)]
-
-
-def table4(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
-    """Scores before and after the online phase, and the regret of that phase."""
-    scratch, ablation, dmg = (setting.name for setting in EXPERIMENTS["table4"].settings)
-    header = ["dataset"] + (["TD3 (paper)", "IQL (paper)", "DMG (paper)"] if d4rl else [])
-    header += ["TD3 from scratch (ours)", "in-sample ablation (ours)", "DMG (ours)", "regret: TD3, ablation, DMG"]
-    header += ["seeds × offline + online"]
-    rows, env_ids, pairs = [], list(cells), (("IQL_offline", "IQL_finetuned"), ("DMG_offline", "DMG_finetuned"))
-    for env_id in env_ids:
-        row, ours = [env_id], cells[env_id]
-        if d4rl:
-            entry = PAPER["table4_finetune"][env_id]
-            row += [f"{entry['TD3_online_from_scratch']}"] + [f"{entry[a]} → {entry[b]}" for a, b in pairs]
-        row += [ours[scratch].text(), ours[ablation].pair(), ours[dmg].pair()]
-        row.append(
-            ", ".join(f"{ours[name].regret:.1f}" if ours[name].runs else "-" for name in (scratch, ablation, dmg))
-        )
-        lengths = [f"{run['config']['iterations']:,} + {run['config']['online_steps']:,}" for run in ours[dmg].runs[:1]]
-        rows.append([*row, f"{len(ours[dmg].last)} × {lengths[0]}" if lengths else "none"])
-    row = [f"total of {len(env_ids)}"]
-    if d4rl:
-        for names in (("TD3_online_from_scratch",), *pairs):
-            sums = []
-            for name in names:
-                entries = [PAPER["table4_finetune"][env_id][name] for env_id in env_ids]
-                sums.append(paper_total("table4", "", name.replace("_online_from_scratch", ""), entries, 6))
-            row.append(" → ".join(sums))
-    row.append(total([cells[env_id][scratch] for env_id in env_ids]))
-    row += [total_pair([cells[env_id][name] for env_id in env_ids]) for name in (ablation, dmg)]
-    last = ["IQM after the online phase [95 % interval]"] + [""] * (3 if d4rl else 0)
-    last += [iqm_text([cells[env_id][name] for env_id in env_ids]) for name in (scratch, ablation, dmg)]
-    return header, [*rows, [*row, "", ""], [*last, "", ""]]
-
-
-def table6(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
-    """DMG's mean and 95 % confidence interval over ten seeds."""
-    header = ["dataset"] + (["5 seeds, SD (paper, Table 2)", "10 seeds, 95 % CI (paper)"] if d4rl else [])
-    header += ["mean, 95 % CI (ours)", "mean, SD (ours)", "seeds × iterations"]
-    rows = []
-    for env_id in cells:
-        cell, row = cells[env_id]["DMG"], [env_id]
-        if d4rl:
-            entry = PAPER["table2_offline"][env_id]
-            row += [f"{entry['DMG']} ± {entry['DMG_sd']}", "not available"]
-        interval = f"{cell.last.mean():.1f} ± {t_interval(cell.last):.1f}" if cell.runs and len(cell.last) > 1 else "-"
-        rows.append([*row, interval + (cell.marks() if cell.runs else ""), cell.text(), ran([cell])])
-    for block, env_ids in blocks(list(cells)).items():
-        whole = {"locomotion": 15, "antmaze": 6}[block]
-        row = [f"{block} total" if d4rl and len(env_ids) == whole else f"total of {len(env_ids)}"]
-        if d4rl:
-            entries = [PAPER["table2_offline"][env_id]["DMG"] for env_id in env_ids]
-            row += [paper_total("table2", block, "DMG", entries, whole), "not available"]
-        rows.append([*row, total([cells[env_id]["DMG"] for env_id in env_ids]), "", ""])
-    row = ["IQM [95 % interval]"] + [""] * (2 if d4rl else 0)
-    return header, [*rows, [*row, iqm_text([settings["DMG"] for settings in cells.values()]), "", ""]]
-
-
-def figure_table(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
-    """The numbers behind a figure: last score and learned Q of each of its settings."""
-    header = ["dataset", "setting", "last score", "mean Q at the last log", "seeds × iterations", "wall clock, hours"]
-    rows = []
-    for env_id, settings in cells.items():
-        for name, cell in settings.items():
-            text = cell.pair() if cell.runs and cell.runs[0]["env_steps"].any() else cell.text()
-            q = show(cell.joined("q")) if cell.runs else "-"
-            hours = ", ".join(f"{run['hours']:.2f}" for run in cell.runs) or "-"
-            rows.append([env_id, name, text, q, ran([cell]), hours])
-    return header, rows
-
-
-def figure3_table(cells: Cells, d4rl: bool) -> tuple[list[str], Rows]:
-    """Hours per million iterations."""
-    header = ["dataset", "method", "hours measured", "seeds × iterations", "hours per 1,000,000 iterations", "device"]
-    rows, paper = [], PAPER["figure3_runtime"]
-    if d4rl:
-        hours = f"{paper['DMG_hours_per_1e6_iterations']}"
-        rows = [[paper["dataset"], "DMG (paper)", hours, "1,000,000 iterations", hours, paper["gpu"]]]
-    for env_id, settings in cells.items():
-        for name, cell in ((name.removesuffix("-timed"), cell) for name, cell in settings.items()):
-            for run in cell.runs:
-                million = run["hours"] * 1e6 / run["iterations"][-1]
-                where = f"{run['config']['device_name']}, {run['config']['threads']} thread(s)"
-                rows.append([env_id, f"{name} (ours)", f"{run['hours']:.3f}", ran([cell]), f"{million:.2f}", where])
-            rows += [] if cell.runs else [[env_id, f"{name} (ours)", cell.note, "none", "-", "-"]]
-    return header, rows
-
-
-# ---- figures ---------------------------------------------------------------------------------------------------------
-def panels(count: int, columns: int = 3, rows_each: int = 1):  # noqa: ANN201 (matplotlib is imported here alone)
-    """A figure of `count` panels, `rows_each` axes in each of them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "dmg"  # the same file for the same numbers
-    from matplotlib import pyplot as plt
-
-    columns = min(columns, count)
-    rows = -(-count // columns) * rows_each
-    figure, axes = plt.subplots(rows, columns, figsize=(1 + 3.6 * columns, 0.5 + 2.9 * rows), squeeze=False)
-    for axis in axes.flat[count * rows_each :]:
-        axis.set_visible(False)
-    return figure, axes
-
-
-def band(axis, x: np.ndarray, curve: np.ndarray, label: str) -> None:  # noqa: ANN001
-    """The mean over seeds, shaded by their standard deviation: curve [points, seeds]."""
-    mean, spread = curve.mean(1), curve.std(1, ddof=1) if curve.shape[1] > 1 else 0
-    axis.plot(x, mean, marker="o", markersize=3, label=label)
-    axis.fill_between(x, mean - spread, mean + spread, alpha=0.2)
-
-
-def without_data(axis, cells: dict[str, Cell]) -> None:  # noqa: ANN001
-    """Name what is missing in a panel."""
-    if lost := [f"{name}: {cell.note}" for name, cell in cells.items() if not cell.runs]:
-        axis.text(0.02, 0.98, "\n".join(lost), transform=axis.transAxes, fontsize=7, color="0.4", va="top")
-
-
-def score_label(env_id: str) -> str:
-    """What a score of this dataset is."""
-    return "success in %" if env_id.startswith("antmaze-") else "score on D4RL's scale"
-
-
-def draw(runs: list[dict], path: Path) -> None:
-    """Learning curves of runs, one panel per dataset; the dashed line is the dataset's own mean score."""
-    datasets = list(dict.fromkeys(run["config"]["env_id"] for run in runs))
-    figure, axes = panels(len(datasets), columns=len(datasets))
-    for axis, env_id in zip(axes[0], datasets):
-        for run in (run for run in runs if run["config"]["env_id"] == env_id):
-            band(axis, run["iterations"], run["curve"], run["config"]["exp_name"])
-            own = dataset_score(run["config"])
-        axis.axhline(own, color="0.4", linestyle="--", linewidth=1, label="dataset's mean")
-        axis.set(title=env_id, xlabel="iterations", ylim=(min(0, axis.get_ylim()[0]), None))
-        axis.set_xlim(0, None)
-        axis.locator_params("x", nbins=5)
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel(score_label(datasets[0]))
-    axes[0][-1].legend(fontsize=8)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    print(f"learning curves: {path}")
-
-
-def draw_grid(cells: Cells, name: str):  # noqa: ANN201
-    """Figures 1 and 2: last score and learned Q against λ or ν; seeds that diverged are marked ×."""
-    key, symbol = {"figure1": ("lam", "λ"), "figure2": ("nu", "ν")}[name]
-    figure, axes = panels(len(cells), columns=len(cells), rows_each=2)
-    for column, (env_id, ours) in enumerate(cells.items()):
-        there = [setting for setting in EXPERIMENTS[name].settings if ours[setting.name].runs]
-        for axis, what in zip(axes[:, column], ("last", "q")):
-            values = [ours[s.name].last if what == "last" else ours[s.name].joined("q") for s in there]
-            x = np.array([setting.flags[key] for setting in there])
-            kept = [value[np.isfinite(value)] for value in values]
-            mean = np.array([value.mean() if len(value) else np.nan for value in kept])
-            spread = np.array([value.std(ddof=1) if len(value) > 1 else 0 for value in kept])
-            axis.plot(x, mean, marker="o", markersize=3)
-            axis.fill_between(x, mean - spread, mean + spread, alpha=0.2)
-            for position, value, setting in zip(x, values, there):
-                lost, finite = ours[setting.name].joined("diverged"), np.isfinite(value)
-                places = [(height, axis.transData) for height in value[lost & finite]]
-                places += [(0, axis.get_xaxis_transform())] * (lost & ~finite).sum()  # no height: on the lower edge
-                for height, transform in places:
-                    cross = {"color": "tab:red", "markersize": 9, "markeredgewidth": 2, "transform": transform}
-                    axis.plot([position], [height], "x", **cross)
-                if what == "q" and lost.any():
-                    axis.set_yscale("symlog")
-            axis.set(xlabel=symbol, ylabel="score on D4RL's scale" if what == "last" else "mean Q")
-            grid = [setting.flags[key] for setting in EXPERIMENTS[name].settings]
-            if key == "nu":
-                axis.set_xscale("log")
-                axis.set_xlim(grid[0] / 1.5, grid[-1] * 1.5)
-            else:
-                axis.set_xlim(grid[0] - 0.05, grid[-1] + 0.05)
-            axis.set_xticks(grid, [f"{value:g}" for value in grid])
-            axis.minorticks_off()
-            axis.grid(alpha=0.3)
-            without_data(axis, ours)
-        axes[0, column].set_title(env_id)
-    return figure
-
-
-def draw_hours(cells: Cells, name: str):  # noqa: ANN201
-    """Figure 3: hours per million iterations."""
-    figure, axes = panels(len(cells))
-    for axis, (env_id, timed) in zip(axes.flat, cells.items()):
-        ours = {key.removesuffix("-timed"): cell for key, cell in timed.items()}
-        bars = {key: cell.runs[0] for key, cell in ours.items() if cell.runs}
-        values = [run["hours"] * 1e6 / run["iterations"][-1] for run in bars.values()]
-        axis.bar_label(axis.bar(list(bars), values, width=0.6), fmt="%.2f", fontsize=8)
-        axis.tick_params(axis="x", labelsize=7)
-        axis.set(title=env_id, ylabel="hours per 1,000,000 iterations")
-        axis.title.set_size(9)
-        axis.margins(y=0.3)  # room for what is missing
-        without_data(axis, ours)
-    return figure
-
-
-def draw_curves(cells: Cells, name: str):  # noqa: ANN201
-    """Figures 4 to 6: score against iterations, or against online steps from the end of the offline phase on."""
-    figure, axes = panels(len(cells))
-    online = name == "figure6"
-    for axis, (env_id, ours) in zip(axes.flat, cells.items()):
-        for key, cell in ours.items():
-            if cell.runs:
-                steps, curve = cell.runs[0]["env_steps"], cell.joined("curve")
-                x = steps if online else cell.runs[0]["iterations"]
-                begin = np.flatnonzero(steps == 0)[-1] if online else 0
-                band(axis, x[begin:], curve[begin:], key)
-        axis.set(title=env_id, xlabel="online steps" if online else "iterations", ylabel=score_label(env_id))
-        axis.title.set_size(9)
-        axis.set_xlim(0, None)
-        axis.locator_params("x", nbins=5)
-        axis.grid(alpha=0.3)
-        without_data(axis, ours)
-        if len(ours) > 1 and axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=7)
-    return figure
-
-
-LAYOUTS = {
-    "table1": table1,
-    "table2": table2,
-    "table3": table3,
-    "table4": table4,
-    "table6": table6,
-    "figure3": figure3_table,
-}
-DRAWINGS = {"figure1": draw_grid, "figure2": draw_grid, "figure3": draw_hours}
-DRAWINGS |= dict.fromkeys(("figure4", "figure5", "figure6"), draw_curves)
-
-
-# ---- reports ---------------------------------------------------------------------------------------------------------
-def markdown(header: list[str], rows: Rows) -> str:
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()  # run folders, or folders that hold them
+    figure: Path | None = None  # PNG, SVG or PDF file for the learning curves, a panel for each dataset
+    name: Literal[tuple(EXPERIMENTS)] | None = None  # table or figure of the paper
+    dataset: Literal["d4rl", "local"] = "d4rl"  # with --name: D4RL's datasets, or those collected here
+    seeds: int | None = None  # with --name: seeds in each cell, from seed 0, >= 1. None: the paper's
+    only: tuple[str, ...] = ()  # with --name: only these dataset ids
+    reports: Path = Path("reports")  # with --name: folder of the reports
+
+
+# ---- Text ---------------------------------------------------------------------------------------------
+def show(values: np.ndarray) -> str:
+    """Mean ± sample standard deviation of the values that are finite."""
+    mean, sd = mean_sd(values)
+    form = ".3g" if abs(mean) >= 1e6 else ".1f"
+    return "none" if np.isnan(mean) else f"{mean:{form}}" + ("" if np.isnan(sd) else f" ± {sd:{form}}")
+
+
+def marks(cell: Cell) -> list[str]:
+    """What a reader has to know about the seeds of a cell."""
+    words, lost = [cell.note] if cell.note else [], cell.run.diverged.sum()
+    if without := (~np.isfinite(cell.run.last)).sum():
+        words.insert(0, f"{without} without a score")
+    return [f"× {lost} of {len(cell.run.seeds)} seeds diverged", *words] if lost else words
+
+
+def score(cell: Cell) -> str:
+    """The score of a cell with its marks, or why there is none; of a fine-tuned run, before → after."""
+    if not cell.run:
+        return cell.note
+    before = f"{show(cell.run.curve[0])} → " if cell.run.config.get("checkpoint") else ""
+    return before + show(cell.run.last) + (f" ({', '.join(words)})" if (words := marks(cell)) else "")
+
+
+def length(run: Run) -> str:
+    """Seeds × iterations of a run; of a fine-tuned one, offline + online iterations."""
+    before = run.config.get("offline_iterations", 0)
+    offline = "? + " if before is None else f"{before:,} + " if before else ""
+    whole = "" if run.complete else f" of {run.config['iterations']:,}"
+    return f"{len(run.seeds)} × {offline}{run.iterations[-1]:,}{whole}"
+
+
+def about(runs: list[Run]) -> list[str]:
+    """What ABOUT says: mean score and rows of the runs' datasets, and their seeds × iterations."""
+    means = [
+        f"{mean:.1f}" for mean in (dataset_facts(run.config)[0] for run in runs) if np.isfinite(mean)
+    ]
+    rows = [f"{run.config['rows']:,}" for run in runs if run.config["dataset_sha256"]]
+    return [", ".join(dict.fromkeys(texts)) or "-" for texts in (means, rows, map(length, runs))]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
 
 
-def caption(name: str, d4rl: bool, seeds: int) -> str:
-    """What the numbers are."""
-    words = "Scores on D4RL's scale (0 a random, 100 an expert policy; AntMaze: success in %). "
-    words += (
-        f"Ours: the last checkpoint, mean ± sample standard deviation over {seeds} seed(s) (or what a cell says) of "
+def plain_table(runs: list[Run]) -> Table:
+    """A line for each run."""
+    rows = []
+    for run in runs:
+        rows.append([run.config["env_id"], run.config["exp_name"], score(Cell(run, "")), *about([run])])
+    return ["dataset", "setting", "score", *ABOUT], rows
+
+
+# ---- Tables of the paper ------------------------------------------------------------------------------
+def adding(cells: list[Cell]) -> list[Run]:
+    """The runs that can be part of a sum: every seed has a score."""
+    return [cell.run for cell in cells if cell.run and np.isfinite(cell.run.last).all()]
+
+
+def total(cells: list[Cell]) -> str:
+    """Sum of the means, as the paper adds them, and how many datasets it lacks or should not hide."""
+    runs = adding(cells)
+    text = f"{sum(run.last.mean() for run in runs):.1f}" if runs else "none"
+    if runs and runs[0].config.get("checkpoint"):
+        text = f"{sum(finite(run.curve[0]).mean() for run in runs):.1f} → {text}"
+    missing = sum(not cell.run for cell in cells)
+    marked = sum(bool(cell.run in runs and marks(cell)) for cell in cells)
+    counts = {"missing": missing, "without a score": len(cells) - missing - len(runs), "marked": marked}
+    words = [f"{count} {what}" for what, count in counts.items() if count]
+    return text + (f" ({', '.join(words)})" if words else "")
+
+
+def iqm_text(cells: list[Cell]) -> str:
+    """IQM [interval] over the datasets that are there."""
+    samples = [run.last for run in adding(cells)]
+    if not samples:
+        return "none"
+    point, low, high = iqm(samples)
+    text = f"{point:.1f}" + (f" [{low:.1f}, {high:.1f}]" if np.isfinite(low) else "")
+    return text + (f" ({len(samples)} of {len(cells)} datasets)" if len(samples) < len(cells) else "")
+
+
+def block(env_id: str) -> str:
+    """The block of datasets whose scores the paper adds up."""
+    return "antmaze" if env_id.startswith("antmaze-") else "locomotion"
+
+
+@dataclass
+class Column:
+    """A column of a table by dataset: the text for one dataset, for a sum of several, for their IQM."""
+
+    title: str
+    entry: Callable[[str], str]
+    total: Callable[[list[str]], str] = lambda env_ids: ""
+    iqm: Callable[[list[str]], str] = lambda env_ids: ""
+
+
+def ours(cells: Cells, title: str, *names: str) -> Column:
+    """Our scores in a setting, or in two with an arrow between them."""
+
+    def each(function: Callable[[list[Cell]], str], env_ids: list[str]) -> str:
+        """The function's text for the cells of each setting that the report has."""
+        there = [name for name in names if name in cells[env_ids[0]]]
+        return " → ".join(function([cells[env_id][name] for env_id in env_ids]) for name in there)
+
+    return Column(
+        title,
+        lambda env_id: each(lambda cells: score(cells[0]), [env_id]),
+        lambda env_ids: each(total, env_ids),
+        lambda env_ids: each(iqm_text, env_ids),
     )
-    words += "the mean over an evaluation's episodes; *best*: the highest mean over seeds of any evaluation (after an "
-    words += "offline phase: of any online one), chosen in hindsight. "
-    if name == "table6":
-        words += "95 % CI: Student's t over seeds. "
-    if name == "table4":
-        words += "Before → after the online phase; regret: what its evaluations miss to 100, on average. "
-    if name.startswith("table"):
-        words += "Totals add means; IQM: interquartile mean over datasets and seeds, with a 95 % stratified bootstrap "
-        words += "interval. "
-    words += "The in-sample ablation (`--lam 0 --nu inf`) is not the published IQL, XQL or SQL. "
-    words += "Diverged: critic or V not finite, or mean |Q| above 100 max|r| / (1 − γ), at a log. "
-    if name.startswith("figure"):
-        words += "Shaded: ± one sample standard deviation over seeds. "
-    if name in ("figure1", "figure2"):
-        words += "×: a diverged seed, on the lower edge where it has no finite value. "
-    if d4rl and name in LAYOUTS:
-        words += "The paper's numbers: 1,000,000 iterations, 5 seeds (its Tables 2 to 4). "
-    if not d4rl:
-        words += (
-            "The datasets were collected here: these are **not** D4RL results, and the paper's are not beside them. "
+
+
+def paper(title: str, section: str, *keys: str) -> Column:
+    """The paper's scores of a method, or of two with an arrow between them; totals as printed, or else
+    the sums of the datasets that are there."""
+
+    def entry(env_id: str) -> str:
+        """The score on a dataset, with its standard deviation where that is printed."""
+        row = PAPER[section][env_id]
+        sds = [f" ± {row[f'{key}_sd']}" if f"{key}_sd" in row else "" for key in keys]
+        return " → ".join(f"{row[key]}{sd}" for key, sd in zip(keys, sds))
+
+    def total(env_ids: list[str]) -> str:
+        """The total of a block."""
+        part, table = block(env_ids[0]), section.split("_")[0]
+        printed = PAPER["printed_totals"].get(table) or PAPER["printed_totals"][f"{table}_{part}"]
+        sums = [sum(PAPER[section][env_id][key] for env_id in env_ids) for key in keys]
+        if len(env_ids) == sum(block(env_id) == part for env_id in PAPER[section]):
+            sums = [printed[key.removesuffix("_online_from_scratch")] for key in keys]
+        return " → ".join(f"{value:.1f}" for value in sums)
+
+    return Column(title, entry, total)
+
+
+def by_dataset(cells: Cells, columns: list[Column]) -> Table:
+    """A row for each dataset, for the totals of locomotion and of AntMaze, and for the IQM."""
+    rows = []
+    for part in dict.fromkeys(map(block, cells)):
+        env_ids = [env_id for env_id in cells if block(env_id) == part]
+        for env_id in env_ids:
+            runs = [cell.run for cell in cells[env_id].values() if cell.run]
+            rows.append([env_id, *(column.entry(env_id) for column in columns), *about(runs)])
+        totals = [column.total(env_ids) for column in columns]
+        rows.append([f"{part} total ({len(env_ids)})", *totals, "", "", ""])
+    rows.append(["IQM [95 % interval]", *(column.iqm(list(cells)) for column in columns), "", "", ""])
+    return ["dataset", *(column.title for column in columns), *ABOUT], rows
+
+
+def table1(cells: Cells, d4rl: bool) -> Table:
+    """Datasets by methods, under rows that say how far each method generalises."""
+    columns, facts = [], {"action generalisation": [], "generalisation propagation": [], "flags": []}
+    like = {"DMG": "DMG", "in-sample-ablation": "IQL", "TD3+BC-like": "TD3BC", "AWAC-like": "AWAC"}
+    for setting in EXPERIMENTS["table1"].settings:
+        if setting.name not in next(iter(cells.values())):
+            continue
+        flags = " ".join(f"--{key} {value:g}" for key, value in setting.flags.items())
+        columns.append(ours(cells, setting.name, setting.name))
+        texts = [[setting.action, setting.propagation, flags or "presets"]]
+        if d4rl and setting.name in like:
+            columns.append(paper(f"{like[setting.name]} (paper)", "table2_offline", like[setting.name]))
+            texts.append([setting.action, setting.propagation, ""])
+        for column in texts:
+            for row, text in zip(facts.values(), column):
+                row.append(text)
+    header, rows = by_dataset(cells, columns)
+    return header, [[name, *texts, "", "", ""] for name, texts in facts.items()] + rows
+
+
+def table2(cells: Cells, d4rl: bool) -> Table:
+    """Datasets by methods."""
+    keys = [key for key in next(iter(PAPER["table2_offline"].values())) if key != "DMG_sd"]
+    columns = [paper(f"{key} (paper)", "table2_offline", key) for key in keys if d4rl]
+    columns.append(ours(cells, "in-sample ablation (ours)", "in-sample-ablation"))
+    return by_dataset(cells, [*columns, ours(cells, "DMG (ours)", "DMG")])
+
+
+def table3(cells: Cells, d4rl: bool) -> Table:
+    """Each in-sample maximum alone, and with DMG."""
+    columns = []
+    for key in ("XQL", "SQL"):
+        if d4rl:
+            columns.append(paper(f"{key} → DMG (paper)", "table3_backbones", key, f"DMG-{key}"))
+        columns.append(ours(cells, f"{key} ablation → DMG (ours)", f"{key}-ablation", f"DMG-{key}"))
+    return by_dataset(cells, columns)
+
+
+def table4(cells: Cells, d4rl: bool) -> Table:
+    """Scores before and after the online phase, and the regret of that phase."""
+    settings = EXPERIMENTS["table4"].settings
+
+    def regrets(env_id: str) -> str:
+        """What the evaluations of the online phase miss to 100, on average."""
+        runs = [cells[env_id][setting.name].run for setting in settings if setting.name in cells[env_id]]
+        return ", ".join(f"{100 - finite(run.curve[1:]).mean():.1f}" if run else "-" for run in runs)
+
+    columns = [paper("TD3 (paper)", "table4_finetune", "TD3_online_from_scratch")] if d4rl else []
+    for key in ("IQL", "DMG") if d4rl else ():
+        columns.append(paper(f"{key} (paper)", "table4_finetune", f"{key}_offline", f"{key}_finetuned"))
+    for setting in settings:
+        columns.append(ours(cells, f"{setting.name} (ours)", setting.name))
+    return by_dataset(cells, [*columns, Column("regret of ours", regrets)])
+
+
+def table6(cells: Cells, d4rl: bool) -> Table:
+    """DMG's mean and 95 % confidence interval over ten seeds."""
+
+    def interval(env_id: str) -> str:
+        """Mean and interval of the seeds that have a score."""
+        cell = cells[env_id]["DMG"]
+        scores = finite(cell.run.last) if cell.run else np.array([])
+        if len(scores) < 2:
+            return "-"
+        half = stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores)
+        return f"{scores.mean():.1f} ± {half:.1f}"
+
+    columns = [paper("5 seeds, SD (paper, Table 2)", "table2_offline", "DMG")] if d4rl else []
+    columns += [Column("10 seeds, 95 % CI (paper)", lambda env_id: "not available")] if d4rl else []
+    columns.append(Column("mean, 95 % CI (ours)", interval))
+    return by_dataset(cells, [*columns, ours(cells, "mean, SD (ours)", "DMG")])
+
+
+def figure_table(cells: Cells, d4rl: bool) -> Table:
+    """The numbers behind a figure."""
+    header = ["dataset", "setting", "score", *ABOUT, "mean Q at the last log"]
+    rows = []
+    for env_id, settings in cells.items():
+        for name, cell in settings.items():
+            numbers = ["-", "-"]
+            if cell.run:
+                numbers = [show(healthy_q(cell.run)), f"{speed(cell.run):.2f}"]
+            rows.append([env_id, name, score(cell), *about([cell.run] if cell.run else []), *numbers])
+    return [*header, "hours per 1,000,000 iterations"], rows
+
+
+def figure3_table(cells: Cells, d4rl: bool) -> Table:
+    """figure_table with the paper's time."""
+    header, rows = figure_table(cells, d4rl)
+    if d4rl:
+        printed = PAPER["figure3_runtime"]
+        hours = str(printed["DMG_hours_per_1e6_iterations"])
+        rows.insert(0, [printed["dataset"], f"DMG (paper, {printed['gpu']})", *["-"] * 5, hours])
+    return header, rows
+
+
+def healthy_q(run: Run) -> np.ndarray:
+    """Mean Q at the last log of the seeds that have not diverged."""
+    return run.q[~run.diverged]
+
+
+def speed(run: Run) -> float:
+    """Hours of wall clock per million iterations of a job, evaluations included."""
+    return float(finite(run.hours).mean() * 1e6 / run.iterations[-1])
+
+
+# ---- Figures ------------------------------------------------------------------------------------------
+def panels(titles: Iterable[str], each: int = 1) -> tuple[Figure, list[list[Axes]]]:
+    """A figure that is readable at a page's width, and the axes of each title: one, three titles in a
+    row, or `each`, in a row of their own."""
+    titles = list(titles)
+    columns = each if each > 1 else min(3, len(titles))
+    rows = -(-len(titles) * each // columns)
+    width = 3.1 * columns if columns > 1 else 5.0
+    figure = Figure(figsize=(width, 2.7 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    groups = [axes[i * each : (i + 1) * each] for i in range(len(titles))]
+    for axis in axes[len(titles) * each :]:
+        axis.remove()
+    for title, group in zip(titles, groups):
+        for axis in group:
+            axis.set_title(title, fontsize=10)
+            axis.grid(alpha=0.3)
+            axis.set_axisbelow(True)
+    return figure, groups
+
+
+def legend(figure: Figure) -> None:
+    """One legend for all panels, below them."""
+    handles = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels()):
+            handles.setdefault(label, handle)
+    columns = max(2, figure.axes[0].get_gridspec().ncols)
+    place = dict(loc="outside lower center", ncols=columns, frameon=False)
+    figure.legend(handles.values(), handles, **place)
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """The colours of settings; those of a known method are always the same."""
+    found = {}
+    for name in names:
+        method = name.removesuffix("-timed").removesuffix("-finetuned")
+        found[name] = COLOURS.get(METHODS.get(method, method)) or OTHERS[len(found) % len(OTHERS)]
+    return found
+
+
+def band(axis: Axes, x: Iterable[float], values: Iterable[np.ndarray], **style: str) -> None:
+    """The mean over seeds of values [points][seeds], shaded by their standard deviation."""
+    mean, sd = np.array([mean_sd(value) for value in values]).T
+    sd = np.nan_to_num(sd)
+    axis.plot(list(x), mean, marker="o", markersize=3, **style)
+    axis.fill_between(list(x), mean - sd, mean + sd, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def cross(axis: Axes, x: float, height: float) -> None:
+    """The mark of a diverged seed, on the lower edge where it has no finite value."""
+    style = dict(color="black", markersize=8, markeredgewidth=2, linestyle="none", clip_on=False)
+    if not np.isfinite(height):
+        height, style["transform"] = 0, axis.get_xaxis_transform()
+    axis.plot([x], [height], "x", label="a diverged seed", zorder=5, **style)
+
+
+def score_axis(axis: Axes, env_id: str, runs: Iterable[Run]) -> None:
+    """Label an axis of scores, with a dashed line at the mean of the runs' dataset."""
+    known = env_id in common.D4RL_IDS + common.LOCAL_IDS
+    axis.set_ylabel("score on D4RL's scale" if known else "score")
+    if block(env_id) == "antmaze":
+        axis.set_ylabel("success in %")
+    for mean in {dataset_facts(run.config)[0] for run in runs}:
+        if np.isfinite(mean):
+            axis.axhline(mean, color="0.3", linestyle="--", linewidth=1, label="the dataset's mean")
+
+
+def missing(axis: Axes, settings: dict[str, Cell]) -> list[Run]:
+    """Name in a panel what it lacks; returns the runs that are there."""
+    lines = [f"{name}: {cell.note[:40]}" for name, cell in settings.items() if not cell.run]
+    axis.text(0.02, 0.98, "\n".join(lines), transform=axis.transAxes, fontsize=7, color="0.4", va="top")
+    return [cell.run for cell in settings.values() if cell.run]
+
+
+def curves(axis: Axes, env_id: str, runs: list[Run], palette: dict[str, str]) -> None:
+    """Learning curves of runs on a dataset."""
+    for run in runs:
+        name = run.config["exp_name"]
+        band(axis, run.iterations, run.curve, color=palette[name], label=name)
+        for scores in run.curve.T[run.diverged]:
+            last = np.flatnonzero(np.isfinite(scores)).max(initial=0)
+            cross(axis, run.iterations[last], scores[last])
+    score_axis(axis, env_id, runs)
+    axis.set_xlabel("online steps" if runs and runs[0].online else "iterations")
+    axis.set_xlim(0, None)
+    axis.set_ylim(min(0, axis.get_ylim()[0]), None)
+    axis.locator_params("x", nbins=4)
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
+
+
+def draw(runs: list[Run]) -> Figure:
+    """Learning curves, a panel for each dataset; fine-tuning and own files have panels of their own."""
+    groups = {}
+    for run in runs:
+        own = ", own file" if kind(run.config) == "own" else ""
+        title = run.config["env_id"] + own + (", online" if run.online else "")
+        groups.setdefault(title, []).append(run)
+    figure, axes = panels(groups)
+    palette = colours(sorted({run.config["exp_name"] for run in runs}))
+    for (axis,), group in zip(axes, groups.values()):
+        curves(axis, group[0].config["env_id"], group, palette)
+    legend(figure)
+    return figure
+
+
+def draw_curves(cells: Cells, name: str) -> Figure:
+    """Figures 4 to 6: score against iterations or online steps."""
+    figure, axes = panels(cells)
+    for (axis,), (env_id, settings) in zip(axes, cells.items()):
+        curves(axis, env_id, missing(axis, settings), colours(settings))
+    legend(figure)
+    return figure
+
+
+def draw_grid(cells: Cells, name: str) -> Figure:
+    """Figures 1 and 2: score and learned Q against λ or ν."""
+    key, symbol = {"figure1": ("lam", "λ"), "figure2": ("nu", "ν")}[name]
+    grid = [setting.flags[key] for setting in EXPERIMENTS[name].settings]
+    figure, axes = panels(cells, each=2)
+    for (scores, learned), (env_id, settings) in zip(axes, cells.items()):
+        runs = missing(scores, settings)
+        x = [run.config[key] for run in runs]
+        last, q = [run.last for run in runs], [run.q for run in runs]
+        for axis, means, marked in (scores, last, last), (learned, map(healthy_q, runs), q):
+            if runs:
+                band(axis, x, means, color=COLOURS["DMG"], label="DMG")
+            for place, run, heights in zip(x, runs, marked):
+                for height in heights[run.diverged]:
+                    cross(axis, place, height)
+            axis.set_xscale("log" if key == "nu" else "linear")
+            axis.set_xticks(grid, [f"{value:g}" for value in grid])
+            axis.minorticks_off()
+            axis.set_xlabel(symbol)
+        score_axis(scores, env_id, runs)
+        learned.set_ylabel("mean Q")
+        if any(run.diverged.any() for run in runs):
+            learned.set_yscale("symlog", linthresh=100)
+    legend(figure)
+    return figure
+
+
+def draw_hours(cells: Cells, name: str) -> Figure:
+    """Figure 3: hours per million iterations."""
+    figure, axes = panels(cells)
+    for (axis,), settings in zip(axes, cells.values()):
+        runs = missing(axis, settings)
+        names = [run.config["exp_name"].removesuffix("-timed") for run in runs]
+        bars = axis.bar(
+            names, [speed(run) for run in runs], width=0.6, color=list(colours(names).values())
         )
-    ours = EXPERIMENTS[name].ours
-    return words + (f"Not in the paper's text, so ours: {ours}." if ours else "")
+        axis.bar_label(bars, fmt="%.2f")
+        axis.margins(y=0.3)  # room for what is missing
+        axis.set_ylabel("hours per 1,000,000 iterations")
+    return figure
 
 
-def provenance(cells: Cells) -> str:
+TABLES = {"table1": table1, "table2": table2, "table3": table3, "table4": table4, "table6": table6}
+TABLES["figure3"] = figure3_table
+FIGURES = {"figure1": draw_grid, "figure2": draw_grid, "figure3": draw_hours}
+FIGURES |= dict.fromkeys(("figure4", "figure5", "figure6"), draw_curves)
+
+
+# ---- Reports ------------------------------------------------------------------------------------------
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, the same file for the same numbers."""
+    suffix = path.suffix[1:] or "png"
+    metadata = {"Date": None} if suffix == "svg" else None
+    with common.replacing(path) as part, matplotlib.rc_context({"svg.hashsalt": "dmg"}):
+        figure.savefig(part, dpi=150, format=suffix, metadata=metadata)
+
+
+def provenance(runs: list[Run]) -> list[str]:
     """What the runs were made with."""
-    runs = [run for settings in cells.values() for cell in settings.values() for run in cell.runs]
-    configs = [run["config"] for run in runs]
 
-    def values(key: str, length: int | None = None) -> str:
+    def values(key: str) -> str:
         """All values of a setting."""
-        return ", ".join(sorted({str(config.get(key))[:length] for config in configs})) or "none"
+        return ", ".join(sorted({str(run.config.get(key)) for run in runs})) or "none"
 
-    scripts = sorted({f"{config['script']}.py {config['script_sha256'][:12]}" for config in configs})
-    used = [config for config in configs if config["dataset_sha256"] != "none"]  # TD3 from scratch has no dataset
-    hashes = sorted({f"{config['env_id']} {config['dataset_sha256'][:12]}" for config in used})
-    versions = ", ".join(f"{package} {values(package)}" for package in ("torch", "numpy", "mujoco", "gymnasium"))
-    lines = [f"- runs: {len(runs)} complete, in all {sum(run['hours'] for run in runs):.1f} hours of wall clock"]
-    lines += [f"- scripts (SHA-256): {', '.join(scripts) or 'none'}", f"- libraries: {versions}"]
-    lines += [f"- device: {values('device_name')}", f"- datasets (SHA-256): {', '.join(hashes) or 'none'}"]
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # a copy without its history
-        version = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-        lines += [f"- report: tools/report.py of commit {version}"]
-    return "\n".join(lines)
+    hours = np.concatenate([run.hours for run in runs]) if runs else np.zeros(0)
+    data = {f"{run.config['env_id']} {(run.config['dataset_sha256'] or 'none')[:12]}" for run in runs}
+    return [
+        f"runs: {len(hours)} complete, of {values('script')}, {np.nansum(hours):.1f} hours in all",
+        f"torch {values('torch')}; device {values('device')}; threads {values('threads')}",
+        f"datasets and their SHA-256: {', '.join(sorted(data)) or 'none'}",
+    ]
 
 
-def write(name: str, dataset: str, listed: list[Job] | list[str], seeds: int, run_dir: Path, out: Path) -> None:
-    """Write the report of a table or figure into `out` and print it: NAME-DATASET.md and .csv, -seeds.csv with every
-    seed's numbers, and .png and .svg for a figure. `listed`: its jobs, whose settings the runs must have, or its
-    dataset ids, for runs of any length. Raises SystemExit where runs of one cell differ."""
-    experiment, d4rl = EXPERIMENTS[name], dataset == "d4rl"
-    known = {(job.env_id, job.setting.name): job for job in listed if isinstance(job, Job)}
-    cells = {
-        env_id: {
-            setting.name: read_cell(run_dir, env_id, setting, seeds, known.get((env_id, setting.name)))
-            for setting in experiment.settings
-        }
-        for env_id in dict.fromkeys(job.env_id if isinstance(job, Job) else job for job in listed)
-    }
-    ids = experiment.d4rl if d4rl else experiment.local
-    part = "" if len(cells) == len(ids) else f", {len(cells)} of its {len(ids)} datasets"
-    header, rows = LAYOUTS.get(name, figure_table)(cells, d4rl)
-    stem = out / f"{name}-{dataset}"
-    out.mkdir(parents=True, exist_ok=True)
-    text = [f"# {experiment.title} ({'D4RL' if d4rl else 'local datasets, not D4RL'}{part})", markdown(header, rows)]
-    if name in DRAWINGS:
-        text.insert(1, f"![{experiment.title}]({stem.name}.png)")
-        figure = DRAWINGS[name](cells, name)
-        figure.tight_layout()
+def seed_rows(cells: Cells) -> list[list]:
+    """The numbers of every seed."""
+    rows = ["dataset,setting,seed,rows,iterations,first,last,q,diverged,note".split(",")]
+    for env_id, settings in cells.items():
+        for name, cell in settings.items():
+            if not cell.run:
+                rows.append([env_id, name, *[""] * 7, cell.note])
+                continue
+            run, sizes = cell.run, [cell.run.config["rows"], cell.run.iterations[-1]]
+            for seed, *numbers in zip(run.seeds, run.curve[0], run.last, run.q, run.diverged * 1):
+                rows.append([env_id, name, seed, *sizes, *numbers, cell.note])
+    return rows
+
+
+def read_cells(name: str, listed: list, seeds: int, run_dir: Path) -> Cells:
+    """The cells of these jobs, whose settings the runs must have, or of dataset ids, for any length."""
+    cells = {}
+    for item in listed:
+        free = LENGTHS if isinstance(item, str) else set()
+        for setting in EXPERIMENTS[name].settings if isinstance(item, str) else [item.setting]:
+            job = Job(item, setting, setting.flags) if isinstance(item, str) else item
+            wanted = {key: value for key, value in job.settings.items() if key not in free}
+            cell = read_cell(run_dir, job.env_id, setting.name, seeds, wanted)
+            cells.setdefault(job.env_id, {})[setting.name] = cell
+    return cells
+
+
+def write(name: str, dataset: str, listed: list, seeds: int, run_dir: Path, out: Path) -> None:
+    """Write the report of a table or figure into `out` and print it. `listed`: as in read_cells."""
+    experiment, cells = EXPERIMENTS[name], read_cells(name, listed, seeds, run_dir)
+    runs = [cell.run for settings in cells.values() for cell in settings.values() if cell.run]
+    d4rl = dataset == "d4rl"
+    whole = len(experiment.d4rl if d4rl else experiment.local)
+    part = "" if len(cells) == whole else f", {len(cells)} of its {whole} datasets"
+    notes = [NOTES[key] for key in NOTES if name.startswith(key)]
+    notes += [f"Not in the paper's text, so ours: {experiment.ours}."] if experiment.ours else []
+    text = [
+        f"# {experiment.title} ({'D4RL' if d4rl else 'local datasets, not D4RL'}{part})",
+        markdown(*TABLES.get(name, figure_table)(cells, d4rl)),
+        " ".join([CAPTION.replace("\n", " "), *notes, ORIGINS[dataset]]),
+        "\n".join(f"- {line}" for line in remarks(runs) + provenance(runs)),
+    ]
+    print("\n\n".join(text))
+    stem, suffixes = f"{name}-{dataset}", [".md", ".csv"]
+    if name in FIGURES:
+        figure = FIGURES[name](cells, name)
         for suffix in (".png", ".svg"):
-            metadata = {"Date": None} if suffix == ".svg" else None
-            figure.savefig(f"{stem}{suffix}", dpi=120, metadata=metadata)
-    text += [caption(name, d4rl, seeds), provenance(cells)]
-    Path(f"{stem}.md").write_text("\n\n".join(text) + "\n")
-    with Path(f"{stem}.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    with Path(f"{stem}-seeds.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            "dataset,setting,seed,iterations,offline,last,best_iteration,at_best,q,diverged,note".split(",")
-        )
-        for env_id, settings in cells.items():
-            for setting, cell in settings.items():
-                if not cell.runs:
-                    writer.writerow([env_id, setting, *[""] * 8, cell.note])
-                    continue
-                top, at = cell.best
-                numbers = (cell.offline, cell.last, [at] * len(top), top, cell.joined("q"), cell.joined("diverged") * 1)
-                for seed, *values in zip(cell.joined("seeds"), *numbers):
-                    writer.writerow([env_id, setting, seed, cell.runs[0]["iterations"][-1], *values, cell.note])
-    print("\n\n".join([text[0], markdown(header, rows), *text[-2:]]))
-    print(f"\nwritten: {stem}.md, .csv, -seeds.csv" + (", .png, .svg" if name in DRAWINGS else ""))
+            save(figure, out / f"{stem}{suffix}")
+            suffixes.append(suffix)
+        text.insert(1, f"![{experiment.title}]({stem}.png)")
+    with common.replacing(out / f"{stem}.csv") as path:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(seed_rows(cells))
+    with common.replacing(out / f"{stem}.md") as path:
+        path.write_text("\n\n".join(text) + "\n", "utf-8")
+    print(f"\nwritten: {out / stem}{', '.join(suffixes)}")
 
 
-def main(args: Args) -> None:
-    """What the command line asks for."""
-    if args.name:
-        experiment = EXPERIMENTS[args.name]
-        known = experiment.d4rl if args.dataset == "d4rl" else experiment.local
-        if unknown := [env_id for env_id in args.only if env_id not in known]:
-            raise SystemExit(
-                f"error: --only {', '.join(unknown)}: {args.name} of {args.dataset} has {', '.join(known)}"
-            )
-        if len(args.runs) != 1 or not list(args.runs[0].glob("*__*")):
-            raise SystemExit(
-                "error: --name needs the one folder that holds the run folders: runs, or runs/iterations-<N>"
-            )
-        if args.seeds is not None and args.seeds < 1:
-            raise SystemExit(f"error: --seeds {args.seeds}: it has to be 1 or more")
-        env_ids = [env_id for env_id in known if env_id in args.only or not args.only]
-        return write(args.name, args.dataset, env_ids, args.seeds or experiment.seeds, args.runs[0], args.reports)
-    runs = []
-    for folder in run_folders(args.runs):
-        try:
-            runs.append(read_run(folder))
-        except SystemExit as error:
-            if folder in args.runs or "no evaluation yet" not in str(error):
-                raise
-            print(f"{folder}: no evaluation yet")
-    runs = together(sorted(runs, key=lambda run: run["config"]["env_id"]))  # datasets in turn
-    kinds = [[run for run in runs if run["config"]["env_id"].endswith(kind)] for kind in ("-v2", "-local")]
-    print("\n\n".join(table(kind) for kind in kinds if kind))  # D4RL and local results never in one table
+def write_named(args: Args) -> int:
+    """What --name asks for; returns the exit status."""
+    experiment = EXPERIMENTS[args.name]
+    known = experiment.d4rl if args.dataset == "d4rl" else experiment.local
+    for env_id in args.only:
+        if env_id not in known:
+            raise ValueError(f"--only {env_id}: {args.name} of {args.dataset} has {', '.join(known)}")
     if args.figure:
-        draw(runs, args.figure)
+        raise ValueError("--figure goes without --name, which draws into --reports")
+    if args.seeds is not None and args.seeds < 1:
+        raise ValueError(f"--seeds {args.seeds}: expected 1 or more")
+    if len(args.runs) != 1 or not any(args.runs[0].glob("*__*")):
+        raise ValueError("--name needs the one folder that holds the run folders, such as runs")
+    env_ids = [env_id for env_id in known if env_id in args.only or not args.only]
+    write(args.name, args.dataset, env_ids, args.seeds or experiment.seeds, args.runs[0], args.reports)
+    return 0
+
+
+def main(args: Args) -> int:
+    """What the command line asks for; returns the exit status, 1 if a folder that it names is no run."""
+    if not args.runs:
+        print(__doc__.strip())
+        return 2
+    if args.name:
+        return write_named(args)
+    if args.only or args.seeds is not None:
+        raise ValueError("--only and --seeds go with --name")
+    runs, unread = read_runs(args.runs)
+    runs = together(runs)
+    for name, title in KINDS.items():  # whose scores never stand in one table
+        if there := [run for run in runs if kind(run.config) == name]:
+            print(f"**{title}**\n\n{markdown(*plain_table(there))}\n")
+    if runs:
+        print("\n".join([CAPTION, *(f"- {line}" for line in remarks(runs))]))
+    if runs and args.figure:
+        save(draw(runs), args.figure)
+        print(f"learning curves: {args.figure}")
+    return int(any(folder in args.runs for folder in unread))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    common.run(main, Args)
