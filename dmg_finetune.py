@@ -142,7 +142,7 @@ def resolve(args: Args) -> None:
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     floats = max(args.hidden_dim**2, BLOCK * args.batch_size, 250_000 * args.eval_episodes)
-    with blame(f"no room for {args.num_seeds} seed(s) on --device {args.device}"):
+    with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):
         torch.empty(args.num_seeds, floats, device=args.device)
 
 
@@ -452,17 +452,17 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def load_offline(args: Args) -> dict:
-    """The checkpoint of dmg_iql.py to start from; `args` gets its seeds. Raises SystemExit: no such."""
+    """The checkpoint of dmg_iql.py to start from; `args` gets its seeds and normalisation.
+    Raises SystemExit if there is none."""
     path = args.checkpoint / "checkpoint.pt" if args.checkpoint.is_dir() else args.checkpoint
     with blame(f"--checkpoint {path} cannot be fine-tuned"):
         offline = torch.load(path, map_location="cpu", weights_only=True)
         config = offline["config"]
         assert config["script"] == "dmg_iql", f"it is of {config['script']}.py, not of dmg_iql.py"
-        seeds = config["seed"], config["num_seeds"]
-        assert (args.seed, args.num_seeds) in ((0, 1), seeds), "it has other seeds: leave them out"
-        args.seed, args.num_seeds = seeds
-        for key in ("normalize_states", "antmaze_reward"):
-            assert getattr(args, key) in (None, config[key]), f"{key} is {config[key]} there"
+        for key in ("seed", "num_seeds", "normalize_states", "antmaze_reward"):
+            given, value = getattr(args, key), config[key]
+            assert given in (getattr(Args, key), value), f"its {key} is {value}, not {given}"
+            setattr(args, key, value)
     return offline
 
 
@@ -493,13 +493,10 @@ def train(args: Args) -> None:
     buffer = dataset.new_empty(rows + args.num_seeds * args.buffer_size, dataset.shape[1])
     buffer[:rows] = dataset
     online = buffer[rows:].view(args.num_seeds, args.buffer_size, -1)
-    folder.mkdir(parents=True, exist_ok=args.resume)
-    _lock = FileLock(folder / ".lock").acquire(blocking=False)  # raises Timeout if another run holds it
     data = dict(script=Args.exp_name, rows=rows, dataset_sha256=sha, torch=torch.__version__)
     print(text := json.dumps(vars(args) | data, default=str, indent=2))
     config, done, summary = json.loads(text), 0, ""
     evals = ["iteration,seed,episode,return,length,score"]
-    transitions = (folder / "transitions.bin").open("ab")
     resumed = checkpoint.exists()
     with blame(f"cannot start from {checkpoint if resumed else args.checkpoint}"):
         if resumed:
@@ -509,7 +506,7 @@ def train(args: Args) -> None:
             assert not differ, f"it was made with {differ}"
             done, evals, summary = saved["iteration"], saved["evals"], saved["summary"]
             count = done * online[:, 0].numel()
-            seen = np.fromfile(transitions.name, online[:0].cpu().numpy().dtype, count)
+            seen = np.fromfile(folder / "transitions.bin", online[:0].cpu().numpy().dtype, count)
             seen = seen.reshape(done, args.num_seeds, -1)  # fails if transitions.bin is cut
             recent = np.arange(done)[-args.buffer_size :]
             online[:, recent % args.buffer_size] = torch.tensor(seen[recent]).transpose(0, 1).to(online)
@@ -523,6 +520,9 @@ def train(args: Args) -> None:
             for name, optimiser in agent.optimisers.items():
                 optimiser.load_state_dict(saved["optimisers"][name])
     agent.optimisers["actor"].param_groups[0]["lr"].fill_(args.learning_rate)
+    folder.mkdir(parents=True, exist_ok=args.resume)
+    _lock = FileLock(folder / ".lock").acquire(blocking=False)  # raises Timeout if another run holds it
+    transitions = (folder / "transitions.bin").open("ab")
     transitions.truncate(done * online[:, 0].nbytes)
     print(f"resumed at iteration {done:,}" if done else "from the start", summary)
     write_file(folder / "config.json", text.encode())

@@ -126,7 +126,7 @@ def resolve(args: Args) -> None:
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     floats = max(args.hidden_dim**2, BLOCK * args.batch_size, 250_000 * args.eval_episodes)
-    with blame(f"no room for {args.num_seeds} seed(s) on --device {args.device}"):
+    with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):
         torch.empty(args.num_seeds, floats, device=args.device)
 
 

@@ -1,4 +1,5 @@
-"""What the tests share: the repository on the import path, one CPU thread, the scripts, and small datasets."""
+"""What the tests share: the repository on the import path, one CPU thread, the scripts, and a small
+dataset."""
 
 import importlib
 import os
@@ -53,8 +54,8 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def hopper_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2,000 rows of random numbers in D4RL's layout and in hopper's shapes, with episodes of about 50 steps; some
-    rewards are exactly 1, for the AntMaze reward."""
+    """2,000 rows of random numbers in D4RL's layout and in hopper's shapes, with episodes of about 50
+    steps; some rewards are exactly 1, for the AntMaze reward."""
     path = tmp_path_factory.mktemp("data") / "hopper.hdf5"
     rng = np.random.default_rng(0)
     n = 2000

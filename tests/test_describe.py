@@ -115,13 +115,18 @@ def jumps(columns: dict[str, np.ndarray]) -> tuple[list[int], float]:
 
 def test_jumps() -> None:
     """None where the timeouts are right; where they are out of step by one (as D4RL's AntMaze had them),
-    one for each; rows in no order are explained by nothing."""
+    one for each, but from states that are cut at 10; rows in no order are explained by nothing."""
     columns = wandering(10, 300)
     found, explained = jumps(columns)
     assert not found and explained > 0.99
     found, _ = jumps(columns | {"timeouts": np.roll(columns["timeouts"], 1)})
     ends = set(range(299, 2700, 300))
     assert set(found) == ends
+    s, a = columns["observations"][:-1].copy(), columns["actions"][:-1]
+    s2 = columns["observations"][1:].copy()
+    s[10, 1], s[20, 1], s2[[10, 20, 30]] = 10, 9.99, 50
+    far, _ = describe.surprises(s, a, s2)
+    assert far[10] == 0 and min(far[20], far[30]) > describe.JUMP
     order = np.random.default_rng(1).permutation(3000)
     shuffled = {name: values[order] for name, values in columns.items()}
     assert jumps(shuffled)[1] < 0.1

@@ -184,7 +184,7 @@ def test_help_on_a_terminal_without_greek(name: str) -> None:
 
 
 def test_c_locale(iql: ModuleType, job: Callable, tmp_path: Path) -> None:
-    """Two seeds by plain Python in the C locale: the job ends with `done`, and every event is on disk."""
+    """Two seeds by plain Python in the C locale: the job ends well, and every event is on disk."""
     args = job(iql, num_seeds=2, iterations=25)
     words = [sys.executable, iql.__file__, *flags_of(args)]
     locale = dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")

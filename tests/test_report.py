@@ -412,15 +412,20 @@ ODD = {
     "a list": ("config.json", "[]", "config.json does not hold a run's settings"),
     "null": ("config.json", "null", "config.json does not hold a run's settings"),
     "a number": ("config.json", "3", "config.json does not hold a run's settings"),
-    "cut": ("config.json", '{"env_id": "hop', "Unterminated string"),
+    "cut": ("config.json", '{"env_id": "hop', "config.json is damaged: Unterminated string"),
     "no id": ("config.json", '{"seed": 0}', "config.json says env_id = null"),
-    "bytes": ("config.json", b"\xff\xfe\x00", "utf-8"),
+    "bytes": ("config.json", b"\xff\xfe\x00", "config.json is damaged: "),
     "no seeds": ("config.json", {"num_seeds": 0}, "config.json says num_seeds = 0"),
     "huge seed": ("config.json", {"seed": 10**30}, "large"),
     "episodes": ("config.json", {"eval_episodes": "ten"}, 'config.json says eval_episodes = "ten"'),
     "gamma": ("config.json", {"gamma": None}, "config.json says gamma = null"),
     "garbage": ("eval.csv", "garbage\n", "eval.csv does not begin with iteration,seed"),
-    "binary": ("eval.csv", b"\x80\x81", "utf-8"),
+    "binary": ("eval.csv", b"\x80\x81", "eval.csv does not begin with iteration,seed"),
+    "bytes in a row": (
+        "eval.csv",
+        f"{runs.HEADER}\n1000,0,0,1,1,".encode() + b"\x80\n1000,0,1,1,1,2\n",
+        "eval.csv is damaged",
+    ),
     "empty": ("eval.csv", "", "eval.csv does not begin with iteration,seed"),
     "header": ("eval.csv", f"{runs.HEADER}\n", "no evaluation yet"),
     "words": ("eval.csv", f"{runs.HEADER}\n1000,0,0,1,1,x\n1000,0,1,1,1,2\n", "eval.csv is damaged"),
@@ -708,7 +713,7 @@ def crosses(axis: Axes) -> list[tuple[float, float]]:
     """Where a panel marks diverged seeds; the height is NaN on the lower edge."""
     found = []
     for line in axis.lines:
-        if line.get_marker() == "x":
+        if line.get_marker() == "X":
             edge = line.get_transform() == axis.get_xaxis_transform()
             found.append((line.get_xdata()[0], NAN if edge else line.get_ydata()[0]))
     return found

@@ -333,9 +333,8 @@ def test_a_failed_job_does_not_stop_the_others(
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
     assert call("figure4", *SMALL, "--only", "walker2d-medium-local", HOPPER) == 1
     printed = capsys.readouterr()
-    assert (
-        "[1/2] walker2d-medium-local__DMG__s0-0: failed (1); see runs/iterations-20/logs/" in printed.err
-    )
+    words = "/2] walker2d-medium-local__DMG__s0-0: failed (1); see runs/iterations-20/logs/"
+    assert words in printed.err  # as the first or the second: they end in any order
     assert f"{HOPPER}__DMG__s0-0: complete" in printed.out
     log = (tmp_path / "runs/iterations-20/logs/walker2d-medium-local__DMG__s0-0.log").read_text()
     assert "walker2d_medium-local.hdf5 for " in log and "Traceback" not in log
@@ -425,7 +424,7 @@ def test_a_killed_command_is_resumed(
     run = tmp_path / f"runs/iterations-150/{HOPPER}__DMG__s0-0"
     process = subprocess.Popen(command, start_new_session=True)
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not (run / "checkpoint.pt").exists() and time.monotonic() < until:
             time.sleep(0.01)
     finally:
