@@ -126,7 +126,7 @@ def resolve(args: Args) -> None:
     antmaze = args.env_id.startswith("antmaze-")
     preset = dict(maze if antmaze else robot, normalize_states=not antmaze, antmaze_reward=antmaze)
     preset["nu"] = 0.5 if antmaze else 10.0 if "expert" in args.env_id else 0.1
-    preset["gamma"] = 0.995 if args.env_id.startswith("antmaze-large-") else 0.99
+    preset["gamma"] = 0.995 if "antmaze-large-" in args.env_id else 0.99
     preset["lam_online"] = min(2 * args.lam, 1.0)
     preset["nu_online"] = (preset["nu"] if args.nu is None else args.nu) / 100
     for key, value in vars(args).items():
@@ -141,9 +141,9 @@ def resolve(args: Args) -> None:
         raise SystemExit("error: give either --checkpoint, a run of dmg_iql.py, or --scratch")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    floats = max(args.hidden_dim**2, BLOCK * args.batch_size, 250_000 * args.eval_episodes)
+    floats = max(8 * args.hidden_dim**2, 16 * BLOCK * args.batch_size, 250_000 * args.eval_episodes)
     with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):
-        torch.empty(args.num_seeds, floats, device=args.device)
+        torch.empty(args.num_seeds, max(floats, 70 * args.buffer_size), device=args.device)
 
 
 # ---- Networks of all seeds, side by side: nets = copies * seeds ---------------------------------------
@@ -315,7 +315,7 @@ def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarr
     if path == Path(folder, name) and kind == "v2" and not path.exists():
         with blame(f"no download of {name} (python tools/data/get.py {args.env_id} tries more)"):
             hf_hub_download("imone/D4RL", name, repo_type="dataset", revision=REVISION, local_dir=folder)
-    with blame(f"cannot use {path} for {args.env_id} (see python tools/data/get.py --help)"):
+    with blame(f"cannot use {path} for {args.env_id} (see docs/data.md)"):
         with h5py.File(path, "r", locking=False) as file:
             attrs = {"env_id": args.env_id, **file.attrs}
             end = "timeouts" if "timeouts" in file else "next_observations"
@@ -325,7 +325,7 @@ def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarr
         widths = [state_dim, *space.shape, 1, 1, 1 if end == "timeouts" else state_dim]
         assert [array.shape[1] for array in arrays] == widths, f"{names} should have widths {widths}"
         assert np.isfinite(np.hstack(arrays)).all(), "it has NaN or infinite numbers"
-        assert task.split("-")[0].lower() in attrs["env_id"].lower(), f"it is for {attrs['env_id']}"
+        assert task.split("-")[0].lower() in str(attrs["env_id"]).lower(), f"it is for {attrs['env_id']}"
         s, a, r, terminal, s2 = arrays  # s2 may still be the timeouts
         if end == "timeouts":
             keep = np.flatnonzero(s2[:-1] == 0)
@@ -459,10 +459,9 @@ def load_offline(args: Args) -> dict:
         offline = torch.load(path, map_location="cpu", weights_only=True)
         config = offline["config"]
         assert config["script"] == "dmg_iql", f"it is of {config['script']}.py, not of dmg_iql.py"
-        for key in ("seed", "num_seeds", "normalize_states", "antmaze_reward"):
-            given, value = getattr(args, key), config[key]
-            assert given in (getattr(Args, key), value), f"its {key} is {value}, not {given}"
-            setattr(args, key, value)
+        for key in "seed num_seeds normalize_states antmaze_reward".split():
+            assert getattr(args, key) in (getattr(Args, key), config[key]), f"its {key} is {config[key]}"
+            setattr(args, key, config[key])
     return offline
 
 
@@ -470,7 +469,7 @@ def train(args: Args) -> None:
     """One run. Its folder gets dmg_iql.py's files, and all online transitions, in transitions.bin."""
     saved = load_offline(args) if args.checkpoint else {}
     resolve(args)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(min(args.threads, 256))  # many thousands crash torch
     seeds = range(args.seed, args.seed + args.num_seeds)
     name = f"{args.env_id}__{args.exp_name}__s{seeds[0]}-{seeds[-1]}".replace("/", "_")
     folder, checkpoint = args.run_dir / name, args.run_dir / name / "checkpoint.pt"
@@ -495,8 +494,7 @@ def train(args: Args) -> None:
     online = buffer[rows:].view(args.num_seeds, args.buffer_size, -1)
     data = dict(script=Args.exp_name, rows=rows, dataset_sha256=sha, torch=torch.__version__)
     print(text := json.dumps(vars(args) | data, default=str, indent=2))
-    config, done, summary = json.loads(text), 0, ""
-    evals = ["iteration,seed,episode,return,length,score"]
+    config, done, summary, csv = json.loads(text), 0, "", ["iteration,seed,episode,return,length,score"]
     resumed = checkpoint.exists()
     with blame(f"cannot start from {checkpoint if resumed else args.checkpoint}"):
         if resumed:
@@ -504,10 +502,11 @@ def train(args: Args) -> None:
             was = saved["config"]
             differ = {k: was.get(k) for k in {*config, *was} - MAY_CHANGE if was.get(k) != config.get(k)}
             assert not differ, f"it was made with {differ}"
-            done, evals, summary = saved["iteration"], saved["evals"], saved["summary"]
-            count = done * online[:, 0].numel()
-            seen = np.fromfile(folder / "transitions.bin", online[:0].cpu().numpy().dtype, count)
-            seen = seen.reshape(done, args.num_seeds, -1)  # fails if transitions.bin is cut
+            done, csv, summary = saved["iteration"], saved["evals"], saved["summary"]
+            assert done in range(args.iterations + 1), f"its iteration is {done}"
+            seen = np.fromfile(folder / "transitions.bin", str(online.dtype)[6:])
+            # Fails if transitions.bin is cut
+            seen = seen[: done * online[:, 0].numel()].reshape(done, args.num_seeds, online.shape[2])
             recent = np.arange(done)[-args.buffer_size :]
             online[:, recent % args.buffer_size] = torch.tensor(seen[recent]).transpose(0, 1).to(online)
             for player, (episode, length) in zip(players, saved["players"]):
@@ -541,8 +540,8 @@ def train(args: Args) -> None:
             returns, lengths = rollout(agent, envs, resets, mean, std)
             scores = 100 * (returns - low) / (high - low)
             for (k, e), score in np.ndenumerate(scores):
-                evals.append(f"{step},{seeds[k]},{e},{returns[k, e]},{lengths[k, e]:.0f},{score}")
-            write_file(folder / "eval.csv", "\n".join([*evals, ""]).encode())
+                csv.append(f"{step},{seeds[k]},{e},{returns[k, e]},{lengths[k, e]:.0f},{score}")
+            write_file(folder / "eval.csv", "\n".join([*csv, ""]).encode())
             scalars |= {"eval/normalized_score": scores.mean(1), "eval/episodic_return": returns.mean(1)}
             tqdm.write(summary := f"{args.env_id} at {step:,}: score {scores.mean(1).round(1)}")
         for name, values in scalars.items():
@@ -552,10 +551,10 @@ def train(args: Args) -> None:
         if step % args.save_every == 0 or last:
             for file in transitions, *boards:
                 file.flush()
-            os.fsync(transitions)
+            os.sync()  # these files, before the checkpoint that continues them
             optimisers = {name: optimiser.state_dict() for name, optimiser in agent.optimisers.items()}
             state = dict(config=config, agent=agent.state_dict(), optimisers=optimisers, summary=summary)
-            state |= dict(iteration=step, evals=evals, mean=mean.tolist(), std=std.tolist())
+            state |= dict(iteration=step, evals=csv, mean=mean.tolist(), std=std.tolist())
             state["players"] = [(player.episode, player.length) for player in players]
             torch.save(state, data := BytesIO())
             write_file(checkpoint, data.getvalue())

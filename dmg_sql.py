@@ -125,7 +125,7 @@ def resolve(args: Args) -> None:
             raise SystemExit(f"error: --{key.replace('_', '-')} {value}: expected {low} to {top:g}")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    floats = max(args.hidden_dim**2, BLOCK * args.batch_size, 250_000 * args.eval_episodes)
+    floats = max(8 * args.hidden_dim**2, 16 * BLOCK * args.batch_size, 250_000 * args.eval_episodes)
     with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):
         torch.empty(args.num_seeds, floats, device=args.device)
 
@@ -301,7 +301,7 @@ def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarr
     if path == Path(folder, name) and kind == "v2" and not path.exists():
         with blame(f"no download of {name} (python tools/data/get.py {args.env_id} tries more)"):
             hf_hub_download("imone/D4RL", name, repo_type="dataset", revision=REVISION, local_dir=folder)
-    with blame(f"cannot use {path} for {args.env_id} (see python tools/data/get.py --help)"):
+    with blame(f"cannot use {path} for {args.env_id} (see docs/data.md)"):
         with h5py.File(path, "r", locking=False) as file:
             attrs = {"env_id": args.env_id, **file.attrs}
             end = "timeouts" if "timeouts" in file else "next_observations"
@@ -311,7 +311,7 @@ def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarr
         widths = [state_dim, *space.shape, 1, 1, 1 if end == "timeouts" else state_dim]
         assert [array.shape[1] for array in arrays] == widths, f"{names} should have widths {widths}"
         assert np.isfinite(np.hstack(arrays)).all(), "it has NaN or infinite numbers"
-        assert task.split("-")[0].lower() in attrs["env_id"].lower(), f"it is for {attrs['env_id']}"
+        assert task.split("-")[0].lower() in str(attrs["env_id"]).lower(), f"it is for {attrs['env_id']}"
         s, a, r, terminal, s2 = arrays  # s2 may still be the timeouts
         if end == "timeouts":
             keep = np.flatnonzero(s2[:-1] == 0)
@@ -396,7 +396,7 @@ def write_file(path: Path, data: bytes) -> None:
 def train(args: Args) -> None:
     """One run. Its folder gets config.json, eval.csv, checkpoint.pt, TensorBoard's events, and done."""
     resolve(args)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(min(args.threads, 256))  # many thousands crash torch
     seeds = range(args.seed, args.seed + args.num_seeds)
     name = f"{args.env_id}__{args.exp_name}__s{seeds[0]}-{seeds[-1]}".replace("/", "_")
     folder, checkpoint = args.run_dir / name, args.run_dir / name / "checkpoint.pt"
@@ -414,8 +414,7 @@ def train(args: Args) -> None:
     sha = hashlib.sha256(args.dataset_path.read_bytes()).hexdigest()
     data = dict(script=Args.exp_name, rows=len(buffer), dataset_sha256=sha, torch=torch.__version__)
     print(text := json.dumps(vars(args) | data, default=str, indent=2))
-    config, done, summary = json.loads(text), 0, ""
-    evals = ["iteration,seed,episode,return,length,score"]
+    config, done, summary, csv = json.loads(text), 0, "", ["iteration,seed,episode,return,length,score"]
     if checkpoint.exists():
         with blame(f"cannot resume from {checkpoint} (another --exp-name starts another run)"):
             saved = torch.load(checkpoint, map_location=args.device, weights_only=True)
@@ -425,7 +424,8 @@ def train(args: Args) -> None:
             agent.load_state_dict(saved["agent"])
             for name, optimiser in agent.optimisers.items():
                 optimiser.load_state_dict(saved["optimisers"][name])
-            done, evals, summary = saved["iteration"], saved["evals"], saved["summary"]
+            done, csv, summary = saved["iteration"], saved["evals"], saved["summary"]
+            assert done in range(args.iterations + 1), f"its iteration is {done}"
     print(f"resumed at iteration {done:,}" if done else "from the start", summary)
     write_file(folder / "config.json", text.encode())
     boards = [SummaryWriter(folder / f"s{seed}", purge_step=done + 1) for seed in seeds]
@@ -450,8 +450,8 @@ def train(args: Args) -> None:
             returns, lengths = rollout(agent, envs, resets, mean, std)
             scores = 100 * (returns - low) / (high - low)
             for (k, e), score in np.ndenumerate(scores):
-                evals.append(f"{iteration},{seeds[k]},{e},{returns[k, e]},{lengths[k, e]:.0f},{score}")
-            write_file(folder / "eval.csv", "\n".join([*evals, ""]).encode())
+                csv.append(f"{iteration},{seeds[k]},{e},{returns[k, e]},{lengths[k, e]:.0f},{score}")
+            write_file(folder / "eval.csv", "\n".join([*csv, ""]).encode())
             scalars |= {"eval/normalized_score": scores.mean(1), "eval/episodic_return": returns.mean(1)}
             tqdm.write(summary := f"{args.env_id} at {iteration:,}: score {scores.mean(1).round(1)}")
         for name, values in scalars.items():
@@ -459,11 +459,11 @@ def train(args: Args) -> None:
                 board.add_scalar(name, value, iteration)
         # Save
         if iteration % args.save_every == 0 or last:
-            for board in boards:
-                board.flush()
+            [board.flush() for board in boards]
+            os.sync()  # TensorBoard's files, before the checkpoint that continues them
             optimisers = {name: optimiser.state_dict() for name, optimiser in agent.optimisers.items()}
             state = dict(config=config, agent=agent.state_dict(), optimisers=optimisers, summary=summary)
-            state |= dict(iteration=iteration, evals=evals, mean=mean.tolist(), std=std.tolist())
+            state |= dict(iteration=iteration, evals=csv, mean=mean.tolist(), std=std.tolist())
             torch.save(state, data := BytesIO())
             write_file(checkpoint, data.getvalue())
     write_file(folder / "done", summary.encode())

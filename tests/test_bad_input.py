@@ -5,6 +5,7 @@ test_report.py, test_dataset.py and test_collect.py.)"""
 
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -173,3 +174,20 @@ def test_one_line(
     assert "\n" not in said and len(said) < 700
     assert re.search(message, said), said
     assert before == {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+
+
+def test_interrupted_while_it_starts() -> None:
+    """Ctrl-C in the first seconds, in which packages are imported, is one line."""
+    code = """
+import runpy, sys
+class Interrupt:
+    def find_spec(name, *rest):
+        if name == sys.argv[1]:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt)
+runpy.run_path("report.py", run_name="__main__")
+"""
+    for package in ("h5py", "torch", "matplotlib"):
+        words = [sys.executable, "-c", code, package]
+        ended = subprocess.run(words, cwd=ROOT / "tools", capture_output=True, text=True)
+        assert ended.returncode != 0 and ended.stderr == "interrupted\n"

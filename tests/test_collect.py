@@ -338,14 +338,18 @@ def test_ended_in_the_middle(tmp_path: Path, number: int) -> None:
     flags = ("--env-id", "hopper-medium-local", "--size", "1000000", "--workers", "2")
     arguments = (tmp_path / "log", None, *flags, "--out", tmp_path / "data/new.hdf5")
     process = fork.Process(target=child, args=arguments)
+    (tmp_path / "log").touch()
     process.start()
-    assert until(
-        lambda: "/1000000" in (tmp_path / "log").read_text() and len(workers_of(process.pid)) == 2
-    )
-    workers = workers_of(process.pid)
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    process.join(60)
-    assert process.exitcode is not None and until(lambda: all(map(ended, workers)))
+    try:
+        assert until(
+            lambda: "/1000000" in (tmp_path / "log").read_text() and len(workers_of(process.pid)) == 2
+        )
+        workers = workers_of(process.pid)
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        process.join(60)
+        assert process.exitcode is not None and until(lambda: all(map(ended, workers)))
+    finally:
+        process.kill()
     assert not list((tmp_path / "data").iterdir())
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log

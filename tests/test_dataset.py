@@ -395,7 +395,7 @@ def refusal(path: Path | None, wanted: str, **flags: object) -> str:
     line = str(error.value)
     env_id = flags.get("env_id", "hopper-medium-local")
     assert line.startswith("error: ") and "\n" not in line and len(line) < 700
-    assert f" for {env_id} (see python tools/data/get.py --help): " in line
+    assert f" for {env_id} (see docs/data.md): " in line
     assert path is None or str(path) in line
     assert re.search(wanted, line), line
     return line

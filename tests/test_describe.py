@@ -153,6 +153,16 @@ def test_simulator_error(iql: ModuleType, env_id: str) -> None:
         assert describe.simulator_error(other, s, a, s2) > 0.5
 
 
+def test_starts_anew(iql: ModuleType) -> None:
+    """Other resets are such states, those after some steps are not; --describe counts jumps to them."""
+    env = iql.make_env("Hopper-v5")
+    env.action_space.seed(0)
+    starts = np.stack([env.reset(seed=seed)[0] for seed in range(500, 520)])
+    later = np.stack([env.step(env.action_space.sample())[0] for _ in range(10)])
+    assert describe.starts_anew("Hopper-v5", starts).all()
+    assert not describe.starts_anew("Hopper-v5", later).any()
+
+
 def test_simulator_that_cannot_tell() -> None:
     """Where a state is no position and velocity, nothing is said."""
     for env_id in ("Pendulum-v1", "InvertedDoublePendulum-v5", "Reacher-v5"):

@@ -9,6 +9,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 import common
+import describe
 import get
 import gymnasium as gym
 import h5py
@@ -721,6 +723,24 @@ def test_own_file_of_a_pendulum_trains(
     iql.train(job)
     for row in evaluations(tmp_path / "runs"):
         assert float(row["score"]) == pytest.approx((float(row["return"]) + 1200) / 10)
+
+
+def test_pendulum_of_the_page(iql: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/data.md's example, of 20 episodes, is a file as it should be; without its timeouts, --fix
+    counts them, whether or not the pendulum's speed is cut at 8, which is no jump of the state."""
+    page = (common.ROOT / "docs/data.md").read_text("utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "h5py" in block]
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("range(200)", "range(20)"), {})
+    data, _ = describe.read(tmp_path / "pendulum.hdf5")
+    assert (np.abs(data["observations"][:, 2]) == 8).any()
+    wanted = load(iql, tmp_path / "pendulum.hdf5", "Pendulum-v1")
+    assert len(wanted[0]) == 20 * 199
+    assert "jumps       0 inside" in describe.text(tmp_path / "pendulum.hdf5", "Pendulum-v1")
+    path = write(tmp_path / "own.hdf5", without(data, "timeouts"))
+    assert run_tool(get, "--fix", path, "--env-id", "Pendulum-v1") is None
+    fixed = load(iql, tmp_path / "own-fixed.hdf5", "Pendulum-v1")
+    assert all(np.array_equal(*pair) for pair in zip(fixed, wanted))
 
 
 def evaluations(folder: Path) -> list[dict[str, str]]:

@@ -323,6 +323,8 @@ SPOILT = {  # ways to spoil a checkpoint's dict
     "networks that are a number": lambda saved: saved.update(agent=3),
     "fewer parameters": lambda saved: saved["optimisers"]["value"]["param_groups"][0].update(params=[0]),
 }
+for iteration in ("20", -5, 3.5, 10**9, None):
+    SPOILT[f"iteration {iteration!r}"] = lambda saved, n=iteration: saved.update(iteration=n)
 for key in ("config", "agent", "optimisers", "iteration", "evals", "summary"):
     SPOILT[f"no {key}"] = lambda saved, key=key: saved.pop(key)
 for key in ("actor", "critic", "value", "schedule"):

@@ -8,6 +8,18 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
+
+
+def say_briefly(kind: type, error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C is one line, also while the imports below take their seconds."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = say_briefly
 
 import h5py
 import numpy as np

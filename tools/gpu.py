@@ -459,6 +459,8 @@ def main(args: Args) -> int:
             iterations = iterations_that_fit(args, report.left() - 10, pace, stepped)
             if not report.step("training", report.left() - 5, training, args, folder, iterations):
                 report.data["training"]["scores"] = scores(folder)
+        else:
+            report.add("training", "-", "has no dataset", 0.0)
     if report.failed:
         print(f"{report.failed} steps failed: see {args.out}/gpu.md", file=sys.stderr)
     return int(report.failed > 0)

@@ -75,6 +75,7 @@ ORIGINS = {
 Cells = dict[str, dict[str, Cell]]  # by dataset id, then by setting
 Table = tuple[list[str], list[list[str]]]  # header and rows
 ABOUT = ["dataset's mean", "rows", "seeds × iterations"]
+MEAN, DIVERGED = "the dataset's mean", "a diverged seed"  # in legends
 
 
 @dataclass
@@ -124,9 +125,8 @@ def length(run: Run) -> str:
 
 def about(runs: list[Run]) -> list[str]:
     """What ABOUT says: mean score and rows of the runs' datasets, and their seeds × iterations."""
-    means = [
-        f"{mean:.1f}" for mean in (dataset_facts(run.config)[0] for run in runs) if np.isfinite(mean)
-    ]
+    means = [dataset_facts(run.config)[0] for run in runs]
+    means = [show(np.array([mean])) for mean in means if np.isfinite(mean)]
     rows = [f"{run.config['rows']:,}" for run in runs if run.config["dataset_sha256"]]
     return [", ".join(dict.fromkeys(texts)) or "-" for texts in (means, rows, map(length, runs))]
 
@@ -368,14 +368,20 @@ def panels(titles: Iterable[str], each: int = 1) -> tuple[Figure, list[list[Axes
 
 
 def legend(figure: Figure) -> None:
-    """One legend for all panels, below them."""
+    """One legend for all panels, below them: the settings, then what is not of one setting."""
     handles = {}
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels()):
             handles.setdefault(label, handle)
+    labels = sorted(handles, key=lambda label: label in (MEAN, DIVERGED))
     columns = max(2, figure.axes[0].get_gridspec().ncols)
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * max(0, rows - 2))  # not from the panels
     place = dict(loc="outside lower center", ncols=columns, frameon=False)
-    figure.legend(handles.values(), handles, **place)
+    shown = figure.legend([handles[label] for label in labels], labels, **place)
+    for handle, label in zip(shown.legend_handles, labels):
+        if label == DIVERGED:  # of any setting
+            handle.set_markerfacecolor("white")
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
@@ -395,12 +401,13 @@ def band(axis: Axes, x: Iterable[float], values: Iterable[np.ndarray], **style: 
     axis.fill_between(list(x), mean - sd, mean + sd, color=style["color"], alpha=0.2, linewidth=0)
 
 
-def cross(axis: Axes, x: float, height: float) -> None:
-    """The mark of a diverged seed, on the lower edge where it has no finite value."""
-    style = dict(color="black", markersize=8, markeredgewidth=2, linestyle="none", clip_on=False)
+def cross(axis: Axes, x: float, height: float, colour: str) -> None:
+    """The mark of a diverged seed in its setting's colour, on the lower edge where it has no finite
+    value."""
+    style = dict(markersize=10, markerfacecolor=colour, markeredgecolor="black", linestyle="none")
     if not np.isfinite(height):
         height, style["transform"] = 0, axis.get_xaxis_transform()
-    axis.plot([x], [height], "x", label="a diverged seed", zorder=5, **style)
+    axis.plot([x], [height], "X", label=DIVERGED, zorder=5, clip_on=False, **style)
 
 
 def score_axis(axis: Axes, env_id: str, runs: Iterable[Run]) -> None:
@@ -411,7 +418,7 @@ def score_axis(axis: Axes, env_id: str, runs: Iterable[Run]) -> None:
         axis.set_ylabel("success in %")
     for mean in {dataset_facts(run.config)[0] for run in runs}:
         if np.isfinite(mean):
-            axis.axhline(mean, color="0.3", linestyle="--", linewidth=1, label="the dataset's mean")
+            axis.axhline(mean, color="0.3", linestyle="--", linewidth=1, label=MEAN)
 
 
 def missing(axis: Axes, settings: dict[str, Cell]) -> list[Run]:
@@ -428,7 +435,7 @@ def curves(axis: Axes, env_id: str, runs: list[Run], palette: dict[str, str]) ->
         band(axis, run.iterations, run.curve, color=palette[name], label=name)
         for scores in run.curve.T[run.diverged]:
             last = np.flatnonzero(np.isfinite(scores)).max(initial=0)
-            cross(axis, run.iterations[last], scores[last])
+            cross(axis, run.iterations[last], scores[last], palette[name])
     score_axis(axis, env_id, runs)
     axis.set_xlabel("online steps" if runs and runs[0].online else "iterations")
     axis.set_xlim(0, None)
@@ -475,7 +482,7 @@ def draw_grid(cells: Cells, name: str) -> Figure:
                 band(axis, x, means, color=COLOURS["DMG"], label="DMG")
             for place, run, heights in zip(x, runs, marked):
                 for height in heights[run.diverged]:
-                    cross(axis, place, height)
+                    cross(axis, place, height, COLOURS["DMG"])
             axis.set_xscale("log" if key == "nu" else "linear")
             axis.set_xticks(grid, [f"{value:g}" for value in grid])
             axis.minorticks_off()

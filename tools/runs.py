@@ -154,7 +154,10 @@ def read_config(folder: Path) -> dict:
     """The settings of a run. Raises OSError or ValueError where they are not there or not a run's."""
     if not os.path.exists(folder / "config.json"):
         raise ValueError("no run folder, it has no config.json")
-    config = json.loads((folder / "config.json").read_text("utf-8"))
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"config.json is damaged: {error}") from None
     if not isinstance(config, dict):
         raise ValueError("config.json does not hold a run's settings")
     for key in (*TYPES, *COUNTS):
@@ -176,7 +179,8 @@ def offline_iterations(checkpoint: Path, beside: Path) -> int | None:
 def read_scores(path: Path, config: dict) -> tuple[np.ndarray, np.ndarray]:
     """Iterations [evaluations] and scores [evaluations, seeds] of eval.csv, without a cut line or a cut
     evaluation. Raises OSError or ValueError where the file is damaged or has no evaluation."""
-    header, *lines = path.read_text("utf-8").split("\n") if path.exists() else [HEADER]
+    text = path.read_bytes().decode("utf-8", "replace") if path.exists() else HEADER
+    header, *lines = text.split("\n")
     if header != HEADER:
         raise ValueError(f"eval.csv does not begin with {HEADER}")
     seeds, episodes = config["num_seeds"], config["eval_episodes"]

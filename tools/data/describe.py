@@ -134,10 +134,15 @@ def reference(attrs: dict[str, object], env_id: str) -> tuple[float, float]:
     return float(attrs.get("ref_min_score", low)), float(attrs.get("ref_max_score", high))
 
 
+def uncut(s: np.ndarray) -> np.ndarray:
+    """Whether a state says it all, bool [n]. Hopper's and walker2d's velocities are cut at 10."""
+    return (np.abs(s) != 10).all(1)
+
+
 def surprises(s: np.ndarray, a: np.ndarray, s2: np.ndarray) -> tuple[np.ndarray, float]:
     """How far each s2 lies from what least squares make of s and a [n], in the dimension where it is
-    farthest, in units of the error that 99 % of that dimension's rows stay below; and the share of the
-    variance of s2 that this explains in the dimension where it explains most."""
+    farthest, in units of the error that 99 % of that dimension's rows stay below, 0 where s is cut; and
+    the share of the variance of s2 that this explains in the dimension where it explains most."""
     x = np.column_stack([s, a])
     x = (x - x.mean(0, dtype=np.float64)) / (x.std(0, dtype=np.float64) + 1e-9)
     few = range(
@@ -151,11 +156,12 @@ def surprises(s: np.ndarray, a: np.ndarray, s2: np.ndarray) -> tuple[np.ndarray,
     some = np.random.default_rng(0).permutation(len(x))[:20_000]
     fit, *_ = np.linalg.lstsq(features(some), s2[some].astype(np.float64))
     blocks = [slice(i, i + 5_000) for i in range(0, len(x), 5_000)]
-    errors = np.abs(s2 - np.concatenate([features(block) @ fit for block in blocks]))
+    predicted = np.concatenate([features(block) @ fit for block in blocks])
+    errors = np.abs(s2 - np.clip(predicted, s2.min(0), s2.max(0)))  # as simulators cut velocities
     spread = s2[some].std(0, dtype=np.float64)
     explained = 1 - np.square(errors[some] / np.maximum(spread, 1e-12)).mean(0)
     usual = np.quantile(errors[some], 0.99, axis=0) + 1e-6 * spread + 1e-12
-    return (errors / usual).max(1), float(explained[spread > 1e-12].max(initial=0))
+    return uncut(s) * (errors / usual).max(1), float(explained[spread > 1e-12].max(initial=0))
 
 
 def simulator_error(env_id: str, s: np.ndarray, a: np.ndarray, s2: np.ndarray) -> float | None:
@@ -179,7 +185,7 @@ def simulator_error(env_id: str, s: np.ndarray, a: np.ndarray, s2: np.ndarray) -
 
     if not 0 <= hidden <= 2 or not put(start):
         return None
-    known = np.flatnonzero((np.abs(s) != 10).all(1))  # some robots' states have velocities cut at 10
+    known = np.flatnonzero(uncut(s))
     errors = []
     for i in np.random.default_rng(0).choice(known if len(known) else len(s), 100):
         error = np.inf
@@ -190,6 +196,16 @@ def simulator_error(env_id: str, s: np.ndarray, a: np.ndarray, s2: np.ndarray) -
                 pass
         errors.append(error)
     return float(np.median(errors))
+
+
+def starts_anew(env_id: str, states: np.ndarray) -> np.ndarray:
+    """Whether the simulator could start from these states, bool [n]: they lie within the range of 100
+    resets, or as far outside as half of it. Raises SystemExit where there is no simulator."""
+    env = dmg_iql.make_env(env_id)
+    resets = np.stack([env.reset(seed=seed)[0] for seed in range(100)])
+    low, high = resets.min(0), resets.max(0)
+    reach = (high - low) / 2 + 1e-5
+    return ((states > low - reach) & (states < high + reach)).all(1)
 
 
 def table(names: list[str], columns: np.ndarray) -> list[str]:
@@ -248,6 +264,8 @@ def text(path: Path, env_id: str | None) -> str:
         far, _ = surprises(s, a, s2)
         jumps = rows[far > JUMP]
         where = f" after rows {', '.join(map(str, jumps[:5]))}" + ", ..." * (len(jumps) > 5)
+        if env_id and len(jumps):
+            where += f"; {starts_anew(env_id, s2[far > JUMP]).sum():,} to where the simulator starts"
         lines.append(f"jumps       {len(jumps):,} inside episodes" + where * bool(len(jumps)))
         error = simulator_error(env_id, s, a, s2) if env_id else None
         if error is not None:

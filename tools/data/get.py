@@ -459,7 +459,7 @@ def settle(
 
 def examine(path: Path, env_id: str, columns: dict[str, np.ndarray], counted: bool) -> None:
     """Raises ValueError where a file's next states cannot be what followed: the simulator gives others,
-    or they have nothing to do with the states before; or, where episodes were counted, the state jumps
+    or they have nothing to do with the states before; or, where episodes were counted, others begin
     inside them."""
     rows, s2, go_on = describe.transitions(columns)
     rows, s2 = rows[go_on], s2[go_on]
@@ -476,14 +476,17 @@ def examine(path: Path, env_id: str, columns: dict[str, np.ndarray], counted: bo
     far, explained = describe.surprises(s, a, s2)
     if explained < 0.5:
         raise ValueError(f"{path}: rows have nothing to do with the rows before them: {order}")
-    jumps = rows[far > describe.JUMP]
-    if len(jumps):
-        times = f"{len(jumps):,} times, first after row {jumps[0]}"
-        words = f"{path}: the state jumps inside episodes, {times}"
-        ends = (columns["timeouts"] | columns["terminals"]).sum()
-        if counted and len(jumps) > ends / 50:
-            raise ValueError(f"{words}: time ended episodes elsewhere; a timeouts column decides it")
-        print(f"warning: {words}", file=sys.stderr)
+    jumps = far > describe.JUMP  # contacts can do that, too
+    if not jumps.any():
+        return
+    anew = rows[jumps & describe.starts_anew(env_id, s2)]
+    ends = (columns["timeouts"] | columns["terminals"]).sum()
+    if counted and len(anew) > ends / 50:
+        times = f"an episode begins inside another {len(anew):,} times, first after row {anew[0]}"
+        raise ValueError(f"{path}: {times}: time ended episodes elsewhere; a timeouts column decides it")
+    times = f"{jumps.sum():,} times, first after row {rows[jumps][0]}"
+    where = f"{len(anew):,} times to where the simulator starts"
+    print(f"warning: {path}: the state jumps inside episodes, {times}, {where}", file=sys.stderr)
 
 
 def mend(args: Args) -> None:
