@@ -57,7 +57,7 @@ environment() {
 }
 
 quickstart() {
-    local env_id=halfcheetah-medium-local size=200000 iterations=10000
+    local env_id=hopper-medium-local size=200000 iterations=15000
     local dataset=runs/$env_id-$size.hdf5 # not where the tables look for datasets of a million rows
     environment requirements.txt
     case " $* " in

@@ -343,6 +343,13 @@ def prepare_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
+def stop(number: int, frame: object) -> None:
+    """End at once at Ctrl-C or SIGTERM while there is no file yet; the workers follow. (An exception
+    would be lost in Python's own code around a fork.)"""
+    os.write(2, b"\ninterrupted\n")
+    os._exit(128 + number)
+
+
 def collect(env_id: str, size: int, seed: int, workers: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """`size` rows in D4RL's layout and the returns of all whole episodes among them."""
     names = parts(env_id)
@@ -399,7 +406,12 @@ def main(args: Args) -> None:
     with replacing(out) as part:
         part.touch()  # fails now rather than after the collecting
         part.unlink()  # so that a kill leaves nothing
-        data, returns = collect(args.env_id, args.size, args.seed, args.workers or cores)
+        handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            data, returns = collect(args.env_id, args.size, args.seed, args.workers or cores)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         attrs = {
             "env_id": args.env_id,
             "simulator": env.spec.id,
