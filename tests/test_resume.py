@@ -204,19 +204,24 @@ def test_resume_says_from_where(iql: ModuleType, job: Callable, twin: Path) -> N
 def test_events_are_on_disk_before_the_checkpoint(
     iql: ModuleType, job: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When a checkpoint is written, TensorBoard's events up to it are in their file, however slowly."""
-    write, write_file, seen = RecordWriter.write, iql.write_file, []
+    """When a checkpoint is written, TensorBoard's events up to it are in their file, however slowly, and
+    were synced there."""
+    write, write_file, seen, synced = RecordWriter.write, iql.write_file, [], []
     monkeypatch.setattr(RecordWriter, "write", lambda *inputs: time.sleep(0.005) or write(*inputs))
+
+    def newest(tag: str) -> int:
+        return max(scalars(folder_of(args) / "s0").get(tag, [0]))
 
     def watched(path: Path, data: bytes) -> None:
         if path.name == "checkpoint.pt":
-            shown = scalars(path.parent / "s0")
-            seen.append((max(shown["losses/v_values"]), max(shown.get("eval/episodic_return", [0]))))
+            seen.append((synced.pop(), newest("losses/v_values"), newest("eval/episodic_return")))
         write_file(path, data)
 
+    monkeypatch.setattr(os, "sync", lambda: synced.append(newest("losses/v_values")))
     monkeypatch.setattr(iql, "write_file", watched)
-    run(job(iql))
-    assert seen == [(10, 0), (20, 20), (30, 20), (40, 40)]
+    args = job(iql)
+    run(args)
+    assert seen == [(10, 10, 0), (20, 20, 20), (30, 30, 20), (40, 40, 40)]
 
 
 def test_resume_loses_no_point_of_tensorboard(iql: ModuleType, job: Callable) -> None:
