@@ -15,7 +15,7 @@ Mao et al., "Doubly Mild Generalization for Offline Reinforcement Learning", Neu
     Q_θ'(s, a)    q_slow                 exp(α A)     weight        τ      expectile
     Q_θ'(s', a')  q2                     V_ψ(s')      v2            γ      gamma
 
-Six departures of the authors' code (github.com/maoyixiu/DMG, 28dfe7c); docs/differences.md has the rest:
+Six departures from the paper, as in its code (github.com/maoyixiu/DMG, 28dfe7c; docs/differences.md):
  1 Eq. 14 prints -ν E[w log π]. In an objective that is maximised, this pushes π away from the data. The
    penalty of Eq. 13 is KL(β*||π) = const - E_β*[log π], so the sign is +ν.
  2 The policy is deterministic and log π becomes -(π(s) - a)², averaged over the action dimensions.
@@ -54,9 +54,9 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
-    """Train DMG on an offline dataset. None: the preset for it, given at the end of the help."""
+    """Train DMG on an offline dataset. None: the preset for it, at the end of the flag's help."""
 
-    env_id: str = "walker2d-medium-v2"  # D4RL, *-local, or any Gymnasium id + --dataset-path
+    env_id: str = "walker2d-medium-v2"  # D4RL, *-local (docs/data.md), or Gymnasium id + --dataset-path
     dataset_path: Path | None = None  # HDF5 file; None: in $D4RL_DATASET_DIR, or download D4RL's
     exp_name: str = Path(__file__).stem  # label of the run
     run_dir: Path = Path("runs")  # parent of <env_id>__<exp_name>__s<first seed>-<last seed>
@@ -109,7 +109,7 @@ def blame(what: str) -> Iterator[None]:
 
 
 def resolve(args: Args) -> None:
-    """Presets: Table 5, Appendix C.1; weight_clip, eval_every: authors' code. SystemExit: a bad flag."""
+    """Fill in presets (Table 5, C.1; weight_clip, eval_every: authors' code). SystemExit: a bad flag."""
     robot = dict(expectile=0.7, temperature=3.0, weight_clip=3.0, eval_every=20_000, eval_episodes=10)
     maze = dict(expectile=0.9, temperature=10.0, weight_clip=100.0, eval_every=50_000, eval_episodes=100)
     antmaze = args.env_id.startswith("antmaze-")
@@ -126,7 +126,7 @@ def resolve(args: Args) -> None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     floats = max(8 * args.hidden_dim**2, 16 * BLOCK * args.batch_size, 250_000 * args.eval_episodes)
     with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):
-        torch.empty(args.num_seeds, floats, device=args.device)
+        torch.empty(args.num_seeds, floats, device=args.device)  # is there room?
 
 
 # ---- Networks of all seeds, side by side: nets = copies * seeds ---------------------------------------
@@ -181,7 +181,7 @@ def value_loss(u: Tensor, args: Args) -> Tensor:
     return (torch.where(u < 0, 1 - args.expectile, args.expectile) * u.square()).mean(-1)
 
 
-# Eq. 16 (and Eq. 6)
+# Eq. 16 (its target: Eq. 6)
 def critic_loss(q: Tensor, r: Tensor, discount: Tensor, q2: Tensor, v2: Tensor, lam: Tensor) -> Tensor:
     """L_Q(θ) = E[(Q_θ(s, a) - r - γ λ Q_θ'(s', a') - γ (1 - λ) V_ψ(s'))²], summed over the twins. The
     discount is γ, and 0 at a terminal state."""
@@ -189,7 +189,7 @@ def critic_loss(q: Tensor, r: Tensor, discount: Tensor, q2: Tensor, v2: Tensor, 
     return (q - target).square().mean(-1).sum(0)
 
 
-# Eq. 14 (from Eq. 11-13), negated, with the sign corrected
+# Eq. 14 (from Eq. 11-13), negated, with +ν in place of its -ν
 def actor_loss(q: Tensor, pi: Tensor, a: Tensor, adv: Tensor, nu: Tensor, args: Args) -> Tensor:
     """-E[Q_θ(s, π_φ(s))] / mean |Q| + ν E[w (π_φ(s) - a)²], w = exp(α A). For ν = inf, cloning alone."""
     weight = (args.temperature * adv).exp().clamp(max=args.weight_clip)
@@ -209,7 +209,7 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
         self.critic = TwinCritic(generators, 2, state_dim + action_dim, *hidden, 1)
         self.value = Value(generators, 1, state_dim, *hidden, 1)
         self.to(args.device)
-        # Rates, λ and ν are tensors: a CUDA graph freezes Python numbers.
+        # Rates, λ and ν may change, so they are tensors: a CUDA graph freezes Python numbers.
         optimisers = self.optimisers = {}
         for name, network in self.named_children():  # the target networks are made below
             lr = torch.tensor(args.learning_rate, device=args.device)
@@ -249,7 +249,7 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
 
         if actor_step:
             with torch.no_grad():
-                adv = q_slow - self.value(s)
+                adv = q_slow - self.value(s)  # V after its step
             pi = self.actor(s)
             pi_loss = actor_loss(self.critic(s, pi).amin(0), pi, a, adv, self.nu, self.args)
             self.descend("actor", pi_loss)
@@ -261,8 +261,8 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
 
 
 def captured(agent: DMG) -> Callable:
-    """agent.update as two CUDA graphs, with and without the actor step. The first five calls of each run
-    normally (they create Adam's state); the sixth is captured, and from then on replayed."""
+    """agent.update as two CUDA graphs, with and without the actor step. The first five calls of
+    each are plain (they create Adam's state); the sixth is captured, and from then on replayed."""
     torch.cuda.set_device(agent.lam.device)
     torch.cuda.set_stream(torch.cuda.Stream())  # a capture needs its warm-up on a side stream
     calls, graphs = [0, 0], {}
@@ -309,7 +309,7 @@ def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarr
         assert [array.shape[1] for array in arrays] == widths, f"{names} should have widths {widths}"
         assert np.isfinite(np.hstack(arrays)).all(), "it has NaN or infinite numbers"
         assert task.split("-")[0].lower() in str(attrs["env_id"]).lower(), f"it is for {attrs['env_id']}"
-        s, a, r, terminal, s2 = arrays  # s2 may still be the timeouts
+        s, a, r, terminal, s2 = arrays  # or the timeouts, in s2's place
         if end == "timeouts":
             keep = np.flatnonzero(s2[:-1] == 0)
             s, a, r, terminal, s2 = s[keep], a[keep], r[keep], terminal[keep], s[keep + 1]
@@ -325,14 +325,14 @@ def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarr
 
 
 def random_seeds(args: Args, *key: int, number: int = 1) -> np.ndarray:
-    """Random seeds [seeds, number] from (seed, key) alone: the same after a resume or beside others.
+    """Random seeds [seeds, number] from (seed, key) alone: a resume or other seeds change nothing.
     Keys: (0,) first weights, (1, block) batches and noise, (2, iteration) evaluation."""
     seeds = range(args.seed, args.seed + args.num_seeds)
     return np.stack([np.random.SeedSequence((k, *key)).generate_state(number, np.uint64) for k in seeds])
 
 
 def draw_block(args: Args, block: int, rows: int, action_dim: int) -> tuple[Tensor, Tensor]:
-    """Rows of the buffer [seeds, BLOCK, batch] and target noise [seeds, BLOCK, batch, action]."""
+    """Row numbers [seeds, BLOCK, batch] and target noise [seeds, BLOCK, batch, action]."""
     indices, noise = [], []
     for seed in random_seeds(args, 1, block)[:, 0]:
         draw = {"generator": torch.Generator(args.device).manual_seed(int(seed)), "device": args.device}
@@ -437,7 +437,7 @@ def train(args: Args) -> None:
         if actor_step:
             agent.optimisers["schedule"].step()
         # Log
-        last, scalars = iteration == args.iterations, {}
+        scalars, last = {}, iteration == args.iterations
         if iteration % args.log_every == 0 or last:
             scalars = {f"losses/{name}": values for name, values in log.items()}
             scalars["charts/SPS"] = [(iteration - done) / (time.perf_counter() - began)] * len(seeds)

@@ -127,7 +127,7 @@ def test_one_text(script: str) -> None:
 
 MUTATIONS = [  # a text in the scripts, what it becomes, and the name under which that is found
     ("lam * q2 + (1 - lam) * v2", "(1 - lam) * q2 + lam * v2", "critic_loss: 2 lines"),
-    ("# Eq. 16 (and Eq. 6)", "# Eq. 17", "critic_loss: 2 lines"),
+    ("# Eq. 16 (its target: Eq. 6)", "# Eq. 17", "critic_loss: 2 lines"),
     ("polyak: float = 0.005", "polyak: float = 0.01", "Args.polyak"),
     ("    seed: int = 0  # first seed, >= 0\n", "", "Args: ['the head'"),
     ('    """Train DMG on an offline dataset', '    """Train on a dataset', "Args.the head"),
