@@ -56,7 +56,7 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
-    """Train DMG on an offline dataset. None: the preset for it, at the end of the flag's help."""
+    """Train DMG. None: the preset for the dataset, at the end of the flag's help."""
 
     env_id: str = "walker2d-medium-v2"  # D4RL, *-local (docs/data.md), or Gymnasium id + --dataset-path
     dataset_path: Path | None = None  # HDF5 file; None: in $D4RL_DATASET_DIR, or download D4RL's
@@ -75,7 +75,7 @@ class Args:
     weight_clip: float | None = None  # largest weight, >= 0; 3, AntMaze 100
     gamma: float | None = None  # γ in [0, 1], discount (Appendix C.2); 0.99, antmaze-large 0.995
     polyak: float = 0.005  # in [0, 1], step of the target networks
-    learning_rate: float = 3e-4  # Adam's, in [0, 1]; the actor's decays to 0 along a cosine
+    learning_rate: float = 3e-4  # Adam's, in [0, 1]
     batch_size: int = 256  # transitions per seed, >= 1
     hidden_dim: int = 256  # width of both hidden layers, >= 1
     policy_noise: float = 0.2  # >= 0, standard deviation of the noise on the target action

@@ -54,7 +54,7 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
-    """Train DMG on an offline dataset. None: the preset for it, at the end of the flag's help."""
+    """Train DMG. None: the preset for the dataset, at the end of the flag's help."""
 
     env_id: str = "walker2d-medium-v2"  # D4RL, *-local (docs/data.md), or Gymnasium id + --dataset-path
     dataset_path: Path | None = None  # HDF5 file; None: in $D4RL_DATASET_DIR, or download D4RL's

@@ -46,7 +46,7 @@ MAY_DIFFER = {
     "dmg_finetune.py": Own(
         {"the title": 8, "resolve": 12, "random_seeds": 3, "draw_block": 16, "train": 115},
         {"buffer_rows", "schedule", "Player", "load_offline"},
-        {"gamma": ["gamma"], "iterations": ONLINE_FLAGS},
+        {key: [key] for key in ("gamma", "learning_rate")} | {"iterations": ONLINE_FLAGS},
     ),
 }
 
@@ -130,7 +130,7 @@ MUTATIONS = [  # a text in the scripts, what it becomes, and the name under whic
     ("# Eq. 16 (its target: Eq. 6)", "# Eq. 17", "critic_loss: 2 lines"),
     ("polyak: float = 0.005", "polyak: float = 0.01", "Args.polyak"),
     ("    seed: int = 0  # first seed, >= 0\n", "", "Args: ['the head'"),
-    ('    """Train DMG on an offline dataset', '    """Train on a dataset', "Args.the head"),
+    ('    """Train DMG. None', '    """Train on a dataset', "Args.the head"),
     ("BLOCK = 1_000", "BLOCK = 2_000", "BLOCK: 2 lines"),
     ("import h5py\nimport numpy as np\n", "import numpy as np\nimport h5py\n", "order: import h5py / "),
     ("import json\n", "", "only in one: import json"),
