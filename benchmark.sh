@@ -6,7 +6,7 @@
 #                                  figure6; what it can do: bash benchmark.sh table2 --help
 #   bash benchmark.sh datasets     collect the 21 local datasets, and list them in reports/datasets.md
 #   bash benchmark.sh speed ...    iterations per second beside the usual way of writing the update
-#   bash benchmark.sh gpu ...      what has to be known on a GPU
+#   bash benchmark.sh gpu ...      checks and measurements on a GPU
 #   bash benchmark.sh test ...     formatter, linter and all tests, or what is named for pytest
 # PYTHON names a Python 3.11 to 3.14 (default: python3.11, else the newest there is). Datasets are in
 # $D4RL_DATASET_DIR (default ~/.d4rl/datasets), results in runs/ and reports/. Relative paths start here.
@@ -57,28 +57,32 @@ environment() {
 }
 
 quickstart() {
-    local env_id=hopper-medium-local size=200000 iterations=15000
-    local dataset=runs/$env_id-$size.hdf5 # not where the tables look for datasets of a million rows
+    local env_id=hopper-medium-local iterations=15000
     environment requirements.txt
     case " $* " in
     *" --help "* | *" -h "*) exec python dmg_iql.py --help ;;
     *" --run-dir"* | *" --run_dir"*) fail "quickstart's runs are in runs/quickstart; leave --run-dir out" ;;
     esac
-    [ -f "$dataset" ] || python tools/data/collect.py --env-id $env_id --size $size --out "$dataset"
-    python dmg_iql.py --env-id $env_id --dataset-path "$dataset" --run-dir runs/quickstart --exp-name DMG \
-        --num-seeds 2 --iterations $iterations --eval-every $((iterations / 10)) \
-        --save-every $((iterations / 10)) --resume "$@"
+    collect $env_id
+    python dmg_iql.py --env-id $env_id --run-dir runs/quickstart --exp-name DMG --num-seeds 2 \
+        --iterations $iterations --eval-every $((iterations / 10)) --save-every $((iterations / 10)) --resume "$@"
     python tools/report.py runs/quickstart --figure reports/quickstart.png
+}
+
+# collect ID ...: make those of these local datasets that are missing
+collect() {
+    local env_id missing="from common import dataset_file; import sys
+print(*[i for i in sys.argv[1:] if not dataset_file(i).exists()])"
+    missing=$(PYTHONPATH=tools python -c "$missing" "$@")
+    for env_id in $missing; do
+        python tools/data/collect.py --env-id "$env_id"
+    done
 }
 
 datasets() {
     [ $# = 0 ] || fail "datasets takes no flags; python tools/data/collect.py --help has some"
     environment requirements.txt
-    local env_id missing="from common import *; print(*[i for i in LOCAL_IDS if not dataset_file(i).exists()])"
-    missing=$(PYTHONPATH=tools python -c "$missing")
-    for env_id in $missing; do
-        python tools/data/collect.py --env-id "$env_id"
-    done
+    collect $(PYTHONPATH=tools python -c "from common import LOCAL_IDS; print(*LOCAL_IDS)")
     python tools/data/describe.py --out reports/datasets.md
 }
 

@@ -559,7 +559,8 @@ case "$1 $2" in
     echo "$VERSION" >.venv/bin/version
     for name in python ruff; do cp "$0" .venv/bin/$name; done
     ;;
-"-c from common"*) echo "hopper-medium-local antmaze-umaze-local" ;;
+"-c from common import LOCAL_IDS"*) echo "hopper-medium-local antmaze-umaze-local" ;;
+"-c from common import dataset_file"*) echo "${@:3}" ;;
 "-m pip") echo "pip ${@: -1}" >&2 ;;
 *)
     echo "$(basename "$0") $*"
@@ -627,12 +628,12 @@ def test_quickstart(shell: Callable) -> None:
     """It collects, trains, reports, in runs/ and reports/, and goes on after an interruption. Further
     flags go to the training, or are refused."""
     collect, training, report = shell("quickstart", "--lam", "0.5").stdout.splitlines()
-    assert collect.startswith("python tools/data/collect.py --env-id ") and " --out runs/" in collect
+    assert collect == "python tools/data/collect.py --env-id hopper-medium-local"
     words = training.split()
     assert words[:2] == ["python", "dmg_iql.py"] and words[-3:] == ["--resume", "--lam", "0.5"]
     flags = dict(zip(words, words[1:]))
     assert int(flags["--save-every"]) * 10 == int(flags["--iterations"])
-    assert flags["--dataset-path"] in collect and flags["--run-dir"] == "runs/quickstart"
+    assert flags["--env-id"] in collect and flags["--run-dir"] == "runs/quickstart"
     assert report == "python tools/report.py runs/quickstart --figure reports/quickstart.png"
     ended = shell("quickstart", "--run-dir", "x")
     assert ended.returncode == 1 and "leave --run-dir out" in ended.stderr and ended.stdout == ""
