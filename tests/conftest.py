@@ -3,6 +3,7 @@ dataset."""
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
 
 SCRIPTS = ("dmg_iql", "dmg_xql", "dmg_sql")
 PRESET = {  # each script's flags of its own, on hopper-medium

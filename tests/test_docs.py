@@ -287,7 +287,8 @@ def test_fork_example(
     that was saved, computed here layer by layer."""
     text = (ROOT / "docs/fork.md").read_text()
     code = next(match[4] for match in FENCE.finditer(text) if "torch.load" in match[4])
-    iql.train(job(iql, iterations=4, eval_every=4, exp_name="dmg_iql"))
+    run_dir = tmp_path / "runs/quickstart"
+    iql.train(job(iql, iterations=4, eval_every=4, exp_name="DMG", num_seeds=2, run_dir=run_dir))
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
     exec(code, found)

@@ -57,9 +57,10 @@ METHODS = {"quickstart": "DMG", "dmg_iql": "DMG", "dmg_finetune": "DMG"}  # of o
 METHODS |= {"dmg_xql": "DMG-XQL", "dmg_sql": "DMG-SQL"}
 OTHERS = ("#999999", "#117733", "#882255", "#44AA99", "#DDCC77", "#661100")  # of names without a method
 CAPTION = """Score: the last evaluation, mean ± sample standard deviation over seeds of each seed's mean
-over episodes. On D4RL's scale 0 is a random and 100 an expert policy; AntMaze's is success in %. a → b:
-before and after the online phase. Rows: transitions of the dataset. ×: seeds that diverged, which means
-that a loss, value or score is not finite, or that a mean |Q| exceeds 100 max|r| / (1 − γ)."""
+over episodes. On D4RL's scale 0 is a random and 100 an expert policy; AntMaze's is success in %; of
+other tasks it is the return. a → b: before and after the online phase. Rows: transitions of the dataset.
+-: not known. ×: seeds that diverged, which means that a loss, value or score is not finite, or that a
+mean |Q| exceeds 100 max|r| / (1 − γ)."""
 NOTES = {  # by the beginning of a report's name
     "table": "Totals add means. IQM: interquartile mean over datasets and seeds [95 %, by bootstrap].",
     "table4": "Regret: what the evaluations of the online phase miss to 100, on average.",
