@@ -67,7 +67,7 @@ def finite(values: np.ndarray) -> np.ndarray:
 # ---- Datasets -----------------------------------------------------------------------------------------
 @functools.cache
 def read_dataset(env_id: str, path: str | None, sha256: str | None) -> tuple[float, float]:
-    """A dataset's mean score over its episodes, a cut last one too, and its largest |reward|; NaN: unknown.
+    """A dataset's mean score over its episodes, a cut last one too, and its largest |reward|; or NaN.
     Only a file with this SHA-256 counts: the one at `path`, else the one where datasets lie here."""
     for place in (path, common.dataset_file(env_id)):
         try:
