@@ -53,7 +53,7 @@ WRONG = {  # flag and value -> words of the line
     f"exp-name {'x' * 300}": ["File name too long"],
 }
 if not torch.cuda.is_available():
-    WRONG |= {"device cuda": ["--device cuda", "CUDA"], "device cuda:1": ["--device cuda:1", "CUDA"]}
+    WRONG |= {f"device {gpu}": [f"seed(s) on --device {gpu}: "] for gpu in ("cuda", "cuda:1")}
 
 
 @pytest.mark.parametrize("case", WRONG)
