@@ -17,7 +17,7 @@ Every step in the environment is followed by one update, on the dataset and the 
     Q_θ'(s, a)    q_slow                 exp(α A)     weight        τ      expectile
     Q_θ'(s', a')  q2                     V_ψ(s')      v2            γ      gamma
 
-Six departures from the paper, as in its code (github.com/maoyixiu/DMG, 28dfe7c; docs/differences.md):
+Six departures from the paper, all in the authors' code (github.com/maoyixiu/DMG, commit 28dfe7c):
  1 Eq. 14 prints -ν E[w log π]. In an objective that is maximised, this pushes π away from the data. The
    penalty of Eq. 13 is KL(β*||π) = const - E_β*[log π], so the sign is +ν.
  2 The policy is deterministic and log π becomes -(π(s) - a)², averaged over the action dimensions.
@@ -25,7 +25,7 @@ Six departures from the paper, as in its code (github.com/maoyixiu/DMG, 28dfe7c;
  3 The weight w = exp(α A) is clipped, at 3 on Gym and at 100 on AntMaze.
  4 Critics are twins. Q_θ' and Eq. 14's Q_θ are the smaller twin; Eq. 16 sums both twins' errors.
  5 a' is the target actor's action plus clipped Gaussian noise, as in TD3.
- 6 Nothing follows a terminal state: its target is r."""
+ 6 There is no bootstrapping from terminal states: the target is r. The rest: docs/differences.md."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
-    """Train DMG. None: the preset for the dataset, at the end of the flag's help."""
+    """Train DMG. Flags left at None take the dataset's preset, named at the end of their help."""
 
     env_id: str = "walker2d-medium-v2"  # D4RL, *-local (docs/data.md), or Gymnasium id + --dataset-path
     dataset_path: Path | None = None  # HDF5 file; None: in $D4RL_DATASET_DIR, or download D4RL's
@@ -67,7 +67,7 @@ class Args:
     resume: bool = False  # continue the run, or start it if it is new
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: cuda if there is a GPU
     cudagraphs: bool = False  # replay captured updates (on a GPU only)
-    threads: int = 1  # torch's CPU threads, >= 1; more help only on an otherwise idle machine
+    threads: int = 1  # torch's CPU threads, 1 to 256; several are faster only on an idle machine
     lam: float = 0.25  # λ in [0, 1], share of the policy's value in the Bellman target (Eq. 16)
     nu: float | None = None  # ν >= 0, inf: cloning only (Eq. 14); 0.1, *expert* 10, AntMaze 0.5
     expectile: float | None = None  # τ in [0, 1] (Eq. 15); 0.7, AntMaze 0.9
@@ -142,7 +142,7 @@ def resolve(args: Args) -> None:
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     floats = max(8 * args.hidden_dim**2, 16 * BLOCK * args.batch_size, 250_000 * args.eval_episodes)
-    with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):
+    with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):  # is there room?
         torch.empty(args.num_seeds, max(floats, 70 * args.buffer_size), device=args.device)
 
 
@@ -504,7 +504,7 @@ def train(args: Args) -> None:
             assert not differ, f"it was made with {differ}"
             done, csv, summary = saved["iteration"], saved["evals"], saved["summary"]
             assert done in range(args.iterations + 1), f"its iteration is {done}"
-            seen = np.fromfile(folder / "transitions.bin", str(online.dtype)[6:])
+            seen = np.fromfile(folder / "transitions.bin", str(online.dtype)[6:])  # float32
             # Fails if transitions.bin is cut
             seen = seen[: done * online[:, 0].numel()].reshape(done, args.num_seeds, online.shape[2])
             recent = np.arange(done)[-args.buffer_size :]

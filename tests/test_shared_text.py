@@ -130,7 +130,7 @@ MUTATIONS = [  # a text in the scripts, what it becomes, and the name under whic
     ("# Eq. 16 (its target: Eq. 6)", "# Eq. 17", "critic_loss: 2 lines"),
     ("polyak: float = 0.005", "polyak: float = 0.01", "Args.polyak"),
     ("    seed: int = 0  # first seed, >= 0\n", "", "Args: ['the head'"),
-    ('    """Train DMG. None', '    """Train on a dataset', "Args.the head"),
+    ('    """Train DMG. Flags', '    """Train on a dataset', "Args.the head"),
     ("BLOCK = 1_000", "BLOCK = 2_000", "BLOCK: 2 lines"),
     ("import h5py\nimport numpy as np\n", "import numpy as np\nimport h5py\n", "order: import h5py / "),
     ("import json\n", "", "only in one: import json"),
@@ -139,7 +139,7 @@ MUTATIONS = [  # a text in the scripts, what it becomes, and the name under whic
     ('write_file(folder / "done", summary', 'write_file(folder / "done", name', "train: "),
     ("    train(tyro.cli(Args))", "    train(Args())", "if __name__"),
     ("    V_ψ           value", "    V             value", "the symbols: "),
-    (" 6 Nothing follows", " 6 Nothing comes after", "the departures: 2 lines"),
+    (" 6 There is no", " 6 Nothing comes after", "the departures: 2 lines"),
     ("torch==2.13.0", "torch==2.12.0", "the metadata: 2 lines"),
 ]
 
