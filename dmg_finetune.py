@@ -40,6 +40,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import gymnasium as gym
 import h5py
@@ -139,6 +140,8 @@ def resolve(args: Args) -> None:
             raise SystemExit(f"error: --{key.replace('_', '-')} {value}: expected {low} to {top:g}")
     if args.scratch == bool(args.checkpoint):
         raise SystemExit("error: give either --checkpoint, a run of dmg_iql.py, or --scratch")
+    if "/" in args.exp_name:
+        raise SystemExit(f"error: --exp-name {args.exp_name}: expected a name without /")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     floats = max(8 * args.hidden_dim**2, 16 * BLOCK * args.batch_size, 250_000 * args.eval_episodes)
@@ -278,15 +281,14 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
 
 
 def captured(agent: DMG) -> Callable:
-    """agent.update as two CUDA graphs, with and without the actor step. The first five calls of
-    each are plain (they create Adam's state); the sixth is captured, and from then on replayed."""
+    """agent.update as two CUDA graphs, with and without the actor step, captured at their sixth call."""
     torch.cuda.set_device(agent.lam.device)
     torch.cuda.set_stream(torch.cuda.Stream())  # a capture needs its warm-up on a side stream
     calls, graphs = [0, 0], {}
 
     def replay(batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
         calls[actor_step] += 1
-        if calls[actor_step] <= 5:
+        if calls[actor_step] <= 5:  # the first creates Adam's state
             return agent.update(batch, noise, actor_step)
         if actor_step not in graphs:
             graph, inputs = torch.cuda.CUDAGraph(), (batch.clone(), noise.clone())
@@ -368,7 +370,7 @@ def buffer_rows(fractions: Tensor, rows: int, steps: int, args: Args) -> Tensor:
     `steps` online transitions. Seed k's begin at rows + k * buffer_size."""
     index = (fractions * (rows + min(steps, args.buffer_size))).long()
     shift = torch.arange(len(index), device=index.device)[:, None] * args.buffer_size
-    return torch.where(index < rows, index, index + shift)
+    return index + (index >= rows) * shift
 
 
 # Appendix C.2
@@ -426,8 +428,7 @@ class Player:
     def begin(self, episode: int) -> None:
         """Begin an episode, counted from 1."""
         self.episode, self.total, self.length = episode, 0.0, 0
-        seed = random_seeds(self.args, 4, episode)[self.k, 0]
-        self.state, _ = self.env.reset(seed=int(seed))
+        self.state, _ = self.env.reset(seed=int(random_seeds(self.args, 4, episode)[self.k, 0]))
 
     def step(self, action: np.ndarray) -> tuple[float, bool, bool]:
         """One step. Returns its reward, whether the state is terminal, whether the episode is over."""
@@ -440,15 +441,12 @@ class Player:
 def write_file(path: Path, data: bytes) -> None:
     """Write atomically: after a crash or on a full disk, the old file or the new one is whole."""
     part = path.with_name(path.name + ".tmp")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file)
-            part.replace(path)
-            os.fsync(file)  # the new name, too
-    finally:
-        part.unlink(missing_ok=True)
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file)
+        part.replace(path)
+        os.fsync(file)  # the new name, too
 
 
 def load_offline(args: Args) -> dict:
@@ -456,6 +454,7 @@ def load_offline(args: Args) -> dict:
     Raises SystemExit if there is none."""
     path = args.checkpoint / "checkpoint.pt" if args.checkpoint.is_dir() else args.checkpoint
     with blame(f"--checkpoint {path} cannot be fine-tuned"):
+        assert not ZipFile(path).testzip(), "it is damaged"
         offline = torch.load(path, map_location="cpu", weights_only=True)
         config = offline["config"]
         assert config["script"] == "dmg_iql", f"it is of {config['script']}.py, not of dmg_iql.py"
@@ -471,7 +470,7 @@ def train(args: Args) -> None:
     resolve(args)
     torch.set_num_threads(min(args.threads, 256))  # many thousands crash torch
     seeds = range(args.seed, args.seed + args.num_seeds)
-    name = f"{args.env_id}__{args.exp_name}__s{seeds[0]}-{seeds[-1]}".replace("/", "_")
+    name = f"{args.env_id.replace('/', '_')}__{args.exp_name}__s{seeds[0]}-{seeds[-1]}"
     folder, checkpoint = args.run_dir / name, args.run_dir / name / "checkpoint.pt"
     if folder.exists() and not args.resume:
         raise SystemExit(f"error: {folder} exists; --resume continues it, --exp-name starts another run")
@@ -492,21 +491,22 @@ def train(args: Args) -> None:
     buffer = dataset.new_empty(rows + args.num_seeds * args.buffer_size, dataset.shape[1])
     buffer[:rows] = dataset
     online = buffer[rows:].view(args.num_seeds, args.buffer_size, -1)
+    slot = online[:, 0]  # one transition of each seed
     data = dict(script=Args.exp_name, rows=rows, dataset_sha256=sha, torch=torch.__version__)
     print(text := json.dumps(vars(args) | data, default=str, indent=2))
     config, done, summary, csv = json.loads(text), 0, "", ["iteration,seed,episode,return,length,score"]
     resumed = checkpoint.exists()
     with blame(f"cannot start from {checkpoint if resumed else args.checkpoint}"):
         if resumed:
+            assert not ZipFile(checkpoint).testzip(), "it is damaged"
             saved = torch.load(checkpoint, map_location=args.device, weights_only=True)
             was = saved["config"]
-            differ = {k: was.get(k) for k in {*config, *was} - MAY_CHANGE if was.get(k) != config.get(k)}
-            assert not differ, f"it was made with {differ}"
+            differ = {k: was.get(k) for k in {*config, *was} - {"resume"} if was.get(k) != config.get(k)}
+            assert {*differ} <= MAY_CHANGE, f"it was made with {differ}"
             done, csv, summary = saved["iteration"], saved["evals"], saved["summary"]
             assert done in range(args.iterations + 1), f"its iteration is {done}"
-            seen = np.fromfile(folder / "transitions.bin", str(online.dtype)[6:])  # float32
-            # Fails if transitions.bin is cut
-            seen = seen[: done * online[:, 0].numel()].reshape(done, args.num_seeds, online.shape[2])
+            seen = np.fromfile(folder / "transitions.bin", str(online.dtype)[6:], done * slot.numel())
+            seen = seen.reshape(done, *slot.shape)  # fails if the file is cut
             recent = np.arange(done)[-args.buffer_size :]
             online[:, recent % args.buffer_size] = torch.tensor(seen[recent]).transpose(0, 1).to(online)
             for player, (episode, length) in zip(players, saved["players"]):
@@ -522,8 +522,8 @@ def train(args: Args) -> None:
     folder.mkdir(parents=True, exist_ok=args.resume)
     _lock = FileLock(folder / ".lock").acquire(blocking=False)  # raises Timeout if another run holds it
     transitions = (folder / "transitions.bin").open("ab")
-    transitions.truncate(done * online[:, 0].nbytes)
-    print(f"resumed at iteration {done:,}" if done else "from the start", summary)
+    transitions.truncate(done * slot.nbytes)
+    print(f"resumed at iteration {done:,} (before: {differ or 'same'})" if done else "new run", summary)
     write_file(folder / "config.json", text.encode())
     boards = [SummaryWriter(folder / f"s{seed}", purge_step=done + 1) for seed in seeds]
 
@@ -567,11 +567,10 @@ def train(args: Args) -> None:
         s = torch.tensor((np.stack([player.state for player in players]) - mean) / std).to(agent.lam)
         a = agent.actor(s.unsqueeze(1)).detach().squeeze(1) + explore[:, t]
         a = uniform[:, t] if step < args.warmup_steps else a.clamp(-1, 1).nan_to_num()
-        r, terminal, over = np.array([p.step(action) for p, action in zip(players, a.cpu().numpy())]).T
+        r, terminal, over = np.array([*map(Player.step, players, a.cpu().numpy())]).T
         r = np.where(r == 1, 0, -1) if args.antmaze_reward else r
         s2 = (np.stack([player.state for player in players]) - mean) / std
-        rest = torch.tensor(np.column_stack((r, 1 - terminal, s2))).to(s)
-        new = torch.hstack((s, a, rest))
+        new = torch.hstack((s, a, torch.tensor(np.column_stack((r, 1 - terminal, s2))).to(s)))
         online[:, step % args.buffer_size] = new
         transitions.write(new.cpu().numpy())
         for player in np.array(players)[over == 1]:

@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import gymnasium as gym
 import h5py
@@ -123,6 +124,8 @@ def resolve(args: Args) -> None:
         top = 1 if key in "lam gamma polyak learning_rate".split() else 1e9 if low else np.inf
         if isinstance(value, int | float) and not low <= value <= top:
             raise SystemExit(f"error: --{key.replace('_', '-')} {value}: expected {low} to {top:g}")
+    if "/" in args.exp_name:
+        raise SystemExit(f"error: --exp-name {args.exp_name}: expected a name without /")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     floats = max(8 * args.hidden_dim**2, 16 * BLOCK * args.batch_size, 250_000 * args.eval_episodes)
@@ -264,15 +267,14 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
 
 
 def captured(agent: DMG) -> Callable:
-    """agent.update as two CUDA graphs, with and without the actor step. The first five calls of
-    each are plain (they create Adam's state); the sixth is captured, and from then on replayed."""
+    """agent.update as two CUDA graphs, with and without the actor step, captured at their sixth call."""
     torch.cuda.set_device(agent.lam.device)
     torch.cuda.set_stream(torch.cuda.Stream())  # a capture needs its warm-up on a side stream
     calls, graphs = [0, 0], {}
 
     def replay(batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
         calls[actor_step] += 1
-        if calls[actor_step] <= 5:
+        if calls[actor_step] <= 5:  # the first creates Adam's state
             return agent.update(batch, noise, actor_step)
         if actor_step not in graphs:
             graph, inputs = torch.cuda.CUDAGraph(), (batch.clone(), noise.clone())
@@ -382,15 +384,12 @@ def rollout(agent: DMG, envs: list, resets: np.ndarray, mean: np.ndarray, std: n
 def write_file(path: Path, data: bytes) -> None:
     """Write atomically: after a crash or on a full disk, the old file or the new one is whole."""
     part = path.with_name(path.name + ".tmp")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file)
-            part.replace(path)
-            os.fsync(file)  # the new name, too
-    finally:
-        part.unlink(missing_ok=True)
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file)
+        part.replace(path)
+        os.fsync(file)  # the new name, too
 
 
 def train(args: Args) -> None:
@@ -398,7 +397,7 @@ def train(args: Args) -> None:
     resolve(args)
     torch.set_num_threads(min(args.threads, 256))  # many thousands crash torch
     seeds = range(args.seed, args.seed + args.num_seeds)
-    name = f"{args.env_id}__{args.exp_name}__s{seeds[0]}-{seeds[-1]}".replace("/", "_")
+    name = f"{args.env_id.replace('/', '_')}__{args.exp_name}__s{seeds[0]}-{seeds[-1]}"
     folder, checkpoint = args.run_dir / name, args.run_dir / name / "checkpoint.pt"
     if folder.exists() and not args.resume:
         raise SystemExit(f"error: {folder} exists; --resume continues it, --exp-name starts another run")
@@ -417,16 +416,17 @@ def train(args: Args) -> None:
     config, done, summary, csv = json.loads(text), 0, "", ["iteration,seed,episode,return,length,score"]
     if checkpoint.exists():
         with blame(f"cannot resume from {checkpoint} (another --exp-name starts another run)"):
+            assert not ZipFile(checkpoint).testzip(), "it is damaged"
             saved = torch.load(checkpoint, map_location=args.device, weights_only=True)
             was = saved["config"]
-            differ = {k: was.get(k) for k in {*config, *was} - MAY_CHANGE if was.get(k) != config.get(k)}
-            assert not differ, f"it was made with {differ}"
+            differ = {k: was.get(k) for k in {*config, *was} - {"resume"} if was.get(k) != config.get(k)}
+            assert {*differ} <= MAY_CHANGE, f"it was made with {differ}"
             agent.load_state_dict(saved["agent"])
             for name, optimiser in agent.optimisers.items():
                 optimiser.load_state_dict(saved["optimisers"][name])
             done, csv, summary = saved["iteration"], saved["evals"], saved["summary"]
             assert done in range(args.iterations + 1), f"its iteration is {done}"
-    print(f"resumed at iteration {done:,}" if done else "from the start", summary)
+    print(f"resumed at iteration {done:,} (before: {differ or 'same'})" if done else "new run", summary)
     write_file(folder / "config.json", text.encode())
     boards = [SummaryWriter(folder / f"s{seed}", purge_step=done + 1) for seed in seeds]
     began = time.perf_counter()

@@ -494,6 +494,11 @@ def test_bad_checkpoints(tuning: Callable, offline: Path, hopper_file: Path, tmp
     xql = replace(xql, iterations=1, **SMALL | dict(eval_episodes=1))
     dmg_xql.train(xql)
     (tmp_path / "half.pt").write_bytes((offline / "checkpoint.pt").read_bytes()[:5000])
+    flipped = bytearray((offline / "checkpoint.pt").read_bytes())
+    weight = torch.load(offline / "checkpoint.pt")["agent"]["actor.layers.1.weight"].numpy().tobytes()
+    flipped[flipped.index(weight)] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(flipped)
+    refused(tuning(checkpoint=tmp_path / "flipped.pt"), "flipped.pt cannot be fine-tuned: it is damaged")
     torch.save([1, 2], tmp_path / "list.pt")
     with h5py.File(hopper_file) as file, h5py.File(tmp_path / "other.hdf5", "w") as other:
         for key in file:
@@ -535,5 +540,12 @@ def test_resume_refused(tuning: Callable) -> None:
     assert {path: path.read_bytes() for path in files} == files | {
         transitions: files[transitions] + b"1" * 1001
     }
+    checkpoint = run_folder(args) / "checkpoint.pt"
+    flipped = bytearray(files[checkpoint])
+    flipped[len(flipped) // 2] ^= 1
+    checkpoint.write_bytes(flipped)
+    with pytest.raises(SystemExit, match="^error: cannot start from .*checkpoint.pt: it is damaged"):
+        run(replace(args, resume=True))
+    checkpoint.write_bytes(files[checkpoint])
     run(replace(args, resume=True))
     assert transitions_of(args).shape == (60, 2, 27)

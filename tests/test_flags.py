@@ -92,17 +92,20 @@ def test_folder_exists(iql: ModuleType, job: Callable) -> None:
     assert not list(folder_of(job(iql)).iterdir())
 
 
-@pytest.mark.parametrize("exp_name", ["../../x", "/x", ".."])
-def test_name_stays_inside_the_run_dir(
-    iql: ModuleType, job: Callable, tmp_path: Path, exp_name: str
-) -> None:
-    """No --exp-name leads out of --run-dir."""
-    args = job(iql, exp_name=exp_name, run_dir=tmp_path / "a" / "runs", iterations=2)
+@pytest.mark.parametrize("exp_name", ["../../x", "/x", "a/../../victim", "a/b"])
+def test_exp_name_is_no_path(script: ModuleType, job: Callable, tmp_path: Path, exp_name: str) -> None:
+    """No --exp-name leads out of --run-dir: one with a slash is refused, and nothing is written."""
+    args = job(script, exp_name=exp_name, run_dir=tmp_path / "a" / "runs", iterations=2)
+    check_refusal(command_of(args), f"--exp-name {exp_name}: expected a name without /")
+    assert not list(tmp_path.iterdir())
+
+
+def test_exp_name_of_dots(iql: ModuleType, job: Callable, tmp_path: Path) -> None:
+    """ ".." is part of a folder's name, and no path."""
+    args = job(iql, exp_name="..", run_dir=tmp_path / "a" / "runs", iterations=2)
     run(args)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["runs"]
-    (folder,) = args.run_dir.iterdir()
-    assert folder.name.startswith(f"{ENV_ID}__") and (folder / "done").is_file()
+    assert [path.name for path in args.run_dir.iterdir()] == [f"{ENV_ID}__..__s0-0"]
 
 
 def test_default_name(script: ModuleType) -> None:

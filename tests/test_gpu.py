@@ -71,6 +71,25 @@ def test_update_is_wrong(iql: ModuleType, monkeypatch: pytest.MonkeyPatch) -> No
     assert "the update and the CPU's, 100 iterations" in broken(gpu.device_equals_cpu, QUICK)
 
 
+def test_rates_are_float32(monkeypatch: pytest.MonkeyPatch, fake_graphs: None) -> None:  # noqa: F811
+    """In float64, torch's fused Adam on a GPU refuses a learning rate in float64 (seen with torch 2.11):
+    the checks give it one in float32."""
+    real = torch.optim.Adam.step
+
+    def step(optimiser: torch.optim.Adam) -> None:
+        (group,) = optimiser.param_groups
+        if group["fused"] and group["lr"].dtype != torch.float32:
+            raise RuntimeError("expected scalar type Float but found Double")
+        real(optimiser)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    for check in gpu.device_equals_cpu, gpu.graphs_equal_eager, gpu.seed_alone:
+        assert speed.apart(120, check, QUICK)[1]["difference"] < 1e-9
+    monkeypatch.setattr(speed, "float32_rates", lambda agent: None)
+    for check in gpu.device_equals_cpu, gpu.graphs_equal_eager, gpu.seed_alone:
+        assert "found Double" in broken(check, QUICK)
+
+
 def test_graphs_are_wrong(iql: ModuleType, fake_graphs: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Graphs faked on the CPU are equal to eager; they are not where they see old noise, or skip a
     step."""

@@ -145,6 +145,7 @@ def job_of(args: Args, **changes: object) -> dmg_iql.Args:
 def train_on_noise(job: dmg_iql.Args, wrap: Callable | None = None) -> dict[str, torch.Tensor]:
     """Parameters and the last log after 100 iterations of the script's loop on random numbers."""
     agent = dmg_iql.DMG(job, 11, 3)
+    speed.float32_rates(agent)
     update = wrap(agent) if wrap else agent.update
     buffer = torch.tensor(speed.random_rows(speed.Args(rows=1000))).to(agent.lam)
     indices, noise = dmg_iql.draw_block(job, 0, len(buffer), 3)

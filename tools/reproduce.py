@@ -243,7 +243,8 @@ class Job:
                 words.append(f"{value:g}" if isinstance(value, float) else str(value))
         if self.offline:
             words += ["--checkpoint", str(args.run_dir / self.offline.folder)]
-        return [*words, "--threads", str(args.threads), "--run-dir", str(args.run_dir), "--resume"]
+        words += ["--cudagraphs", "--threads", str(args.threads)]  # without a GPU there are none
+        return [*words, "--run-dir", str(args.run_dir), "--resume"]
 
     def state(self, run_dir: Path) -> str:
         """missing, cut short, complete, or why the run folder of its name is left as it is."""

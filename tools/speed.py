@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 import dmg_iql
 
+RATE = 2**-12  # learning rate of checks in float64: the same number in float32
 LONGEST = ("halfcheetah-medium-local", "antmaze-umaze-local", "antmaze-large-play-local")
 
 
@@ -343,6 +344,13 @@ def apart(seconds: float, function: Callable, *args: Any) -> Any:
     return result
 
 
+def float32_rates(agent: dmg_iql.DMG) -> None:
+    """Learning rates in float32, as torch's fused Adam wants them on a GPU."""
+    for name in "actor", "critic", "value":
+        group = agent.optimisers[name].param_groups[0]
+        group["lr"] = group["lr"].float()
+
+
 def check(args: Args, iterations: int = 20) -> dict[str, float]:
     """The largest difference of any parameter from plain's on the CPU, after so many updates in float64
     on the device, of each variant that computes another way."""
@@ -350,13 +358,18 @@ def check(args: Args, iterations: int = 20) -> dict[str, float]:
     torch.set_default_dtype(torch.float64)
     seeds = 2
     job, host = job_of(args, seeds), job_of(replace(args, device="cpu"), seeds)
+    job.learning_rate = host.learning_rate = RATE
     agents = {"eager": dmg_iql.DMG(job, args.state_dim, args.action_dim)}
     plains = [Plain(host, args.state_dim, args.action_dim) for _ in range(seeds)]
     take(plains, agents["eager"])
     if args.baseline:
         script = load(args.baseline)
-        agents["baseline"] = script.DMG(job_of(args, seeds, script), args.state_dim, args.action_dim)
+        other = job_of(args, seeds, script)
+        other.learning_rate = RATE
+        agents["baseline"] = script.DMG(other, args.state_dim, args.action_dim)
         agents["baseline"].load_state_dict(agents["eager"].state_dict())
+    for agent in agents.values():
+        float32_rates(agent)
     if args.jax:
         import jax
         import speed_jax
