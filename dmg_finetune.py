@@ -50,7 +50,7 @@ import tyro
 from filelock import FileLock
 from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
-from torch.optim import Adam, lr_scheduler
+from torch.optim import Adam
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -83,8 +83,8 @@ class Args:
     noise_clip: float = 0.5  # >= 0, bound of that noise
     policy_delay: int = 2  # iterations per step of the actor and the target networks, >= 1
     iterations: int = 1_000_000  # environment steps of each seed, one update each, >= 1 (Appendix C.2)
-    checkpoint: Path | None = None  # run folder or checkpoint.pt of dmg_iql.py: start from its seeds
-    scratch: bool = False  # start from nothing; TD3: with --lam 1 --nu 0 --warmup-steps 25000
+    checkpoint: Path | None = None  # run or checkpoint.pt of dmg_iql.py: its dataset and seeds, too
+    scratch: bool = False  # start from nothing, no data; TD3: with --lam 1 --nu 0 --warmup-steps 25000
     warmup_steps: int = 0  # first steps, with uniform actions and no update, >= 0
     exploration_noise: float = 0.1  # >= 0, standard deviation of the noise on actions (Appendix C.2)
     buffer_size: int = 1_000_000  # online transitions kept for each seed, >= 1, beside the dataset
@@ -135,7 +135,7 @@ def resolve(args: Args) -> None:
             setattr(args, key, value := preset[key])
         low = int(type(value) is int and key not in ("seed", "warmup_steps"))
         fractions = "lam lam_online expectile gamma polyak learning_rate decay".split()
-        top = 1 if key in fractions else 1e9 if low else np.inf
+        top = 1 if key in fractions else 1e9 if low or key == "nu_online" and args.nu < 1e9 else np.inf
         if isinstance(value, int | float) and not low <= value <= top:
             raise SystemExit(f"error: --{key.replace('_', '-')} {value}: expected {low} to {top:g}")
     if args.scratch == bool(args.checkpoint):
@@ -145,7 +145,7 @@ def resolve(args: Args) -> None:
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     floats = max(8 * args.hidden_dim**2, 16 * BLOCK * args.batch_size, 250_000 * args.eval_episodes)
-    with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):  # is there room?
+    with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):  # room? roughly
         torch.empty(args.num_seeds, max(floats, 70 * args.buffer_size), device=args.device)
 
 
@@ -234,8 +234,6 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
         for name, network in self.named_children():  # the target networks are made below
             lr = torch.tensor(args.learning_rate, device=args.device)
             optimisers[name] = Adam(network.parameters(), lr, fused=True, capturable=True)
-        actor_steps = args.iterations // args.policy_delay or 1
-        optimisers["schedule"] = lr_scheduler.CosineAnnealingLR(optimisers["actor"], actor_steps)
         self.lam, self.nu = torch.tensor([args.lam, args.nu], device=args.device)
         self.actor_target = deepcopy(self.actor).requires_grad_(False)
         self.critic_target = deepcopy(self.critic).requires_grad_(False)
@@ -283,12 +281,13 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
 def captured(agent: DMG) -> Callable:
     """agent.update as two CUDA graphs, with and without the actor step, captured at their sixth call."""
     torch.cuda.set_device(agent.lam.device)
+    torch.cuda.synchronize()  # the side stream does not wait for what was begun before
     torch.cuda.set_stream(torch.cuda.Stream())  # a capture needs its warm-up on a side stream
     calls, graphs = [0, 0], {}
 
     def replay(batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
         calls[actor_step] += 1
-        if calls[actor_step] <= 5:  # the first creates Adam's state
+        if calls[actor_step] <= 5:  # warm-up; the first creates Adam's state
             return agent.update(batch, noise, actor_step)
         if actor_step not in graphs:
             graph, inputs = torch.cuda.CUDAGraph(), (batch.clone(), noise.clone())
@@ -351,24 +350,24 @@ def random_seeds(args: Args, *key: int, number: int = 1) -> np.ndarray:
     return np.stack([np.random.SeedSequence((k, *key)).generate_state(number, np.uint64) for k in seeds])
 
 
-def draw_block(args: Args, block: int, action_dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw_block(args: Args, block: int, action_dim: int) -> list[Tensor]:
     """Of BLOCK steps: places in the buffer, 0 to 1, [seeds, BLOCK, batch]; target noise [seeds, BLOCK,
     batch, action]; exploration noise and uniform actions [seeds, BLOCK, action]."""
-    fractions, noise, explore, uniform = [], [], [], []
+    draws = []
     for seed in random_seeds(args, 3, block)[:, 0]:
         draw = {"generator": torch.Generator(args.device).manual_seed(int(seed)), "device": args.device}
-        fractions.append(torch.rand(BLOCK, args.batch_size, dtype=torch.float64, **draw))
-        noise.append(torch.randn(BLOCK, args.batch_size, action_dim, **draw) * args.policy_noise)
-        explore.append(torch.randn(BLOCK, action_dim, **draw) * args.exploration_noise)
-        uniform.append(2 * torch.rand(BLOCK, action_dim, **draw) - 1)
-    noise = torch.stack(noise).clamp_(-args.noise_clip, args.noise_clip)
-    return torch.stack(fractions), noise, torch.stack(explore), torch.stack(uniform)
+        places = torch.rand(BLOCK, args.batch_size, dtype=torch.float64, **draw)
+        noise = torch.randn(BLOCK, args.batch_size, action_dim, **draw) * args.policy_noise
+        explore = torch.randn(BLOCK, action_dim, **draw) * args.exploration_noise
+        uniform = 2 * torch.rand(BLOCK, action_dim, **draw) - 1
+        draws.append((places, noise.clamp_(-args.noise_clip, args.noise_clip), explore, uniform))
+    return [torch.stack(x) for x in zip(*draws)]
 
 
-def buffer_rows(fractions: Tensor, rows: int, steps: int, args: Args) -> Tensor:
+def buffer_rows(places: Tensor, rows: int, steps: int, args: Args) -> Tensor:
     """Rows of the buffer [seeds, batch], uniform over the dataset's `rows` and the newest of each seed's
     `steps` online transitions. Seed k's begin at rows + k * buffer_size."""
-    index = (fractions * (rows + min(steps, args.buffer_size))).long()
+    index = (places * (rows + min(steps, args.buffer_size))).long()
     shift = torch.arange(len(index), device=index.device)[:, None] * args.buffer_size
     return index + (index >= rows) * shift
 
@@ -450,7 +449,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def load_offline(args: Args) -> dict:
-    """The checkpoint of dmg_iql.py to start from; `args` gets its seeds and normalisation.
+    """The checkpoint of dmg_iql.py to start from; `args` gets its dataset, seeds and normalisation.
     Raises SystemExit if there is none."""
     path = args.checkpoint / "checkpoint.pt" if args.checkpoint.is_dir() else args.checkpoint
     with blame(f"--checkpoint {path} cannot be fine-tuned"):
@@ -458,7 +457,7 @@ def load_offline(args: Args) -> dict:
         offline = torch.load(path, map_location="cpu", weights_only=True)
         config = offline["config"]
         assert config["script"] == "dmg_iql", f"it is of {config['script']}.py, not of dmg_iql.py"
-        for key in "seed num_seeds normalize_states antmaze_reward".split():
+        for key in "env_id seed num_seeds normalize_states antmaze_reward".split():
             assert getattr(args, key) in (getattr(Args, key), config[key]), f"its {key} is {config[key]}"
             setattr(args, key, config[key])
     return offline
@@ -466,7 +465,7 @@ def load_offline(args: Args) -> dict:
 
 def train(args: Args) -> None:
     """One run. Its folder gets dmg_iql.py's files, and all online transitions, in transitions.bin."""
-    saved = load_offline(args) if args.checkpoint else {}
+    saved = args.checkpoint and load_offline(args)
     resolve(args)
     torch.set_num_threads(min(args.threads, 256))  # many thousands crash torch
     seeds = range(args.seed, args.seed + args.num_seeds)
@@ -477,32 +476,43 @@ def train(args: Args) -> None:
     env = make_env(args.env_id)
     agent = DMG(args, env.observation_space.shape[0], env.action_space.shape[0])
     state_dim, action_dim, *_ = agent.columns
-    dataset, attrs, sha = agent.lam.new_empty(0, sum(agent.columns)), {}, None
+    buffer, attrs, sha = agent.lam.new_empty(0, sum(agent.columns)), {}, None
     mean, std = np.zeros(state_dim), np.ones(state_dim)
     if not args.scratch:
-        dataset, mean, std, attrs = load_dataset(args, env)
+        buffer, mean, std, attrs = load_dataset(args, env)
         sha = hashlib.sha256(args.dataset_path.read_bytes()).hexdigest()
-    _, low, high = ROBOTS.get(args.env_id.split("-")[0], ("", 0.0, 100.0))
+    _, low, high = ROBOTS.get(args.env_id.split("-")[0], ("", 0.0, 100.0))  # else score = return
     low, high = attrs.get("ref_min_score", low), attrs.get("ref_max_score", high)
     update = captured(agent) if args.cudagraphs and agent.lam.is_cuda else agent.update
     envs = [make_env(args.env_id) for _ in range(args.num_seeds * args.eval_episodes)]
     players = [Player(args, k) for k in range(args.num_seeds)]
-    rows = len(dataset)
-    buffer = dataset.new_empty(rows + args.num_seeds * args.buffer_size, dataset.shape[1])
-    buffer[:rows] = dataset
+    if args.checkpoint:
+        with blame(f"--checkpoint {args.checkpoint} cannot be fine-tuned"):
+            assert saved["config"]["dataset_sha256"] == sha, f"it had another {args.dataset_path}"
+            agent.load_state_dict(saved["agent"])
+            for name, optimiser in agent.optimisers.items():
+                optimiser.load_state_dict(saved["optimisers"][name])
+                optimiser.param_groups[0]["lr"].fill_(args.learning_rate)
+    rows = len(buffer)
+    buffer = torch.cat((buffer, buffer.new_empty(args.num_seeds * args.buffer_size, buffer.shape[1])))
     online = buffer[rows:].view(args.num_seeds, args.buffer_size, -1)
-    slot = online[:, 0]  # one transition of each seed
+    slot = online[:, 0]  # one step of all seeds, as transitions.bin has them, one behind another
+    folder.mkdir(parents=True, exist_ok=args.resume)
+    _lock = FileLock(folder / ".lock").acquire(blocking=False)  # raises Timeout if another run holds it
     data = dict(script=Args.exp_name, rows=rows, dataset_sha256=sha, torch=torch.__version__)
     print(text := json.dumps(vars(args) | data, default=str, indent=2))
     config, done, summary, csv = json.loads(text), 0, "", ["iteration,seed,episode,return,length,score"]
-    resumed = checkpoint.exists()
-    with blame(f"cannot start from {checkpoint if resumed else args.checkpoint}"):
-        if resumed:
+    again = checkpoint.exists()
+    if again:
+        with blame(f"cannot resume from {checkpoint} (another --exp-name starts another run)"):
             assert not ZipFile(checkpoint).testzip(), "it is damaged"
             saved = torch.load(checkpoint, map_location=args.device, weights_only=True)
             was = saved["config"]
             differ = {k: was.get(k) for k in {*config, *was} - {"resume"} if was.get(k) != config.get(k)}
             assert {*differ} <= MAY_CHANGE, f"it was made with {differ}"
+            agent.load_state_dict(saved["agent"])
+            for name, optimiser in agent.optimisers.items():
+                optimiser.load_state_dict(saved["optimisers"][name])
             done, csv, summary = saved["iteration"], saved["evals"], saved["summary"]
             assert done in range(args.iterations + 1), f"its iteration is {done}"
             seen = np.fromfile(folder / "transitions.bin", str(online.dtype)[6:], done * slot.numel())
@@ -513,17 +523,9 @@ def train(args: Args) -> None:
                 player.begin(episode)
                 for row in seen[done - length :, player.k]:
                     player.step(row[state_dim : state_dim + action_dim])
-        if saved:
-            assert saved["config"]["dataset_sha256"] == sha, f"it had another {args.dataset_path}"
-            agent.load_state_dict(saved["agent"])
-            for name, optimiser in agent.optimisers.items():
-                optimiser.load_state_dict(saved["optimisers"][name])
-    agent.optimisers["actor"].param_groups[0]["lr"].fill_(args.learning_rate)
-    folder.mkdir(parents=True, exist_ok=args.resume)
-    _lock = FileLock(folder / ".lock").acquire(blocking=False)  # raises Timeout if another run holds it
     transitions = (folder / "transitions.bin").open("ab")
     transitions.truncate(done * slot.nbytes)
-    print(f"resumed at iteration {done:,} (before: {differ or 'same'})" if done else "new run", summary)
+    print(f"resumed at iteration {done:,} (before: {differ or 'same'})" if again else "new run", summary)
     write_file(folder / "config.json", text.encode())
     boards = [SummaryWriter(folder / f"s{seed}", purge_step=done + 1) for seed in seeds]
 
@@ -535,7 +537,7 @@ def train(args: Args) -> None:
             scalars = {f"losses/{name}": values for name, values in log.items()}
             scalars["charts/SPS"] = [(step - done) / (time.perf_counter() - began)] * len(seeds)
         # Evaluate
-        if (step % args.eval_every == 0 or last) and not (resumed and step == done):
+        if (step % args.eval_every == 0 or last) and not (again and step == done):
             resets = random_seeds(args, 2, step, number=args.eval_episodes)
             returns, lengths = rollout(agent, envs, resets, mean, std)
             scores = 100 * (returns - low) / (high - low)
@@ -563,7 +565,7 @@ def train(args: Args) -> None:
         # Act
         block, t = divmod(step, BLOCK)
         if t == 0 or step == done:
-            fractions, noise, explore, uniform = draw_block(args, block, action_dim)
+            places, noise, explore, uniform = draw_block(args, block, action_dim)
         s = torch.tensor((np.stack([player.state for player in players]) - mean) / std).to(agent.lam)
         a = agent.actor(s.unsqueeze(1)).detach().squeeze(1) + explore[:, t]
         a = uniform[:, t] if step < args.warmup_steps else a.clamp(-1, 1).nan_to_num()
@@ -573,7 +575,7 @@ def train(args: Args) -> None:
         new = torch.hstack((s, a, torch.tensor(np.column_stack((r, 1 - terminal, s2))).to(s)))
         online[:, step % args.buffer_size] = new
         transitions.write(new.cpu().numpy())
-        for player in np.array(players)[over == 1]:
+        for player in [p for p, ended in zip(players, over) if ended]:
             boards[player.k].add_scalar("charts/episodic_return", player.total, step + 1)
             player.begin(player.episode + 1)
         # Update
@@ -582,7 +584,7 @@ def train(args: Args) -> None:
             lam, nu = schedule(args, updates)
             agent.lam.fill_(lam)
             agent.nu.fill_(nu)
-            batch = buffer[buffer_rows(fractions[:, t], rows, step + 1, args)]
+            batch = buffer[buffer_rows(places[:, t], rows, step + 1, args)]
             log = update(batch, noise[:, t], updates % args.policy_delay == 0)
     write_file(folder / "done", summary.encode())
 

@@ -69,7 +69,7 @@ class Args:
     threads: int = 1  # torch's CPU threads, 1 to 256; several are faster only on an idle machine
     lam: float = 0.25  # λ in [0, 1], share of the policy's value in the Bellman target (Eq. 16)
     nu: float | None = None  # ν >= 0, inf: cloning only (Eq. 14); 0.1, *expert* 10, AntMaze 0.5
-    beta: float = 5.0  # β > 0, temperature of the Gumbel regression; for β -> 0, V is the maximum
+    beta: float = 5.0  # β > 0; V = β log E[exp(Q / β)], which is the maximum for β -> 0
     gumbel_clip: float = 7.0  # > 0, largest u / β in it
     temperature: float | None = None  # α >= 0 in exp(α A), 0: no weighting (Eq. 14); 3, AntMaze 10
     weight_clip: float | None = None  # largest weight, >= 0; 3, AntMaze 100
@@ -129,7 +129,7 @@ def resolve(args: Args) -> None:
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     floats = max(8 * args.hidden_dim**2, 16 * BLOCK * args.batch_size, 250_000 * args.eval_episodes)
-    with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):  # is there room?
+    with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):  # room? roughly
         torch.empty(args.num_seeds, floats, device=args.device)
 
 
@@ -181,10 +181,9 @@ class Value(MLP):  # V_ψ(s) [seeds, batch]
 # ---- Losses: each returns [seeds] ---------------------------------------------------------------------
 # In place of Eq. 15: XQL's Gumbel regression (Garg et al., "Extreme Q-Learning", ICLR 2023)
 def value_loss(u: Tensor, args: Args) -> Tensor:
-    """L_V(ψ) = E[exp(z) - z - 1] exp(-max z), z = u / β clipped, u = Q_θ'(s, a) - V_ψ(s). At its minimum
-    V = β log E[exp(Q / β)]. The last factor, a constant, keeps exp(z) from overflowing."""
+    """L_V(ψ) = E[exp(z) - z - 1] exp(-max z), z = u / β clipped, u = Q_θ'(s, a) - V_ψ(s)."""
     z = (u / args.beta).clamp(max=args.gumbel_clip)
-    top = z.detach().amax(-1, keepdim=True).clamp(min=-1)
+    top = z.detach().amax(-1, keepdim=True).clamp(min=-1)  # a constant: exp(z) cannot overflow
     return ((z - top).exp() - (z + 1) * (-top).exp()).mean(-1)
 
 
@@ -270,12 +269,13 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
 def captured(agent: DMG) -> Callable:
     """agent.update as two CUDA graphs, with and without the actor step, captured at their sixth call."""
     torch.cuda.set_device(agent.lam.device)
+    torch.cuda.synchronize()  # the side stream does not wait for what was begun before
     torch.cuda.set_stream(torch.cuda.Stream())  # a capture needs its warm-up on a side stream
     calls, graphs = [0, 0], {}
 
     def replay(batch: Tensor, noise: Tensor, actor_step: bool) -> dict[str, Tensor]:
         calls[actor_step] += 1
-        if calls[actor_step] <= 5:  # the first creates Adam's state
+        if calls[actor_step] <= 5:  # warm-up; the first creates Adam's state
             return agent.update(batch, noise, actor_step)
         if actor_step not in graphs:
             graph, inputs = torch.cuda.CUDAGraph(), (batch.clone(), noise.clone())
@@ -404,7 +404,7 @@ def train(args: Args) -> None:
         raise SystemExit(f"error: {folder} exists; --resume continues it, --exp-name starts another run")
     env = make_env(args.env_id)
     buffer, mean, std, attrs = load_dataset(args, env)
-    _, low, high = ROBOTS.get(args.env_id.split("-")[0], ("", 0.0, 100.0))
+    _, low, high = ROBOTS.get(args.env_id.split("-")[0], ("", 0.0, 100.0))  # else score = return
     low, high = attrs.get("ref_min_score", low), attrs.get("ref_max_score", high)
     agent = DMG(args, len(mean), env.action_space.shape[0])
     update = captured(agent) if args.cudagraphs and agent.lam.is_cuda else agent.update

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import folder_of
+from filelock import FileLock, Timeout
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_update import Transcription, all_nets, plain_transitions, stream
 
@@ -393,12 +394,16 @@ def test_ten_kills(tuning: Callable, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("iteration", [0, 10])
-def test_killed_behind_a_checkpoint(tuning: Callable, iteration: int) -> None:
+def test_killed_behind_a_checkpoint(
+    tuning: Callable, capsys: pytest.CaptureFixture, iteration: int
+) -> None:
     """A run killed right behind its first checkpoint, or its second, ends as one that was not."""
     args = [tuning(exp_name=name, iterations=20) for name in ("whole", "part")]
     run(args[0])
     killed_behind(iteration, args[1])
+    assert "new run" in capsys.readouterr().out
     run(replace(args[1], resume=True))
+    assert f"resumed at iteration {iteration} (before: same)" in capsys.readouterr().out
     for name in ("transitions.bin", "eval.csv", "done"):
         one, other = [(run_folder(job) / name).read_bytes() for job in args]
         assert one == other, name
@@ -474,6 +479,7 @@ BAD_FLAGS = [
     (dict(gamma=1.01), "--gamma 1.01"),
     (dict(lam_online=1.5), "--lam-online 1.5"),
     (dict(nu_online=-1.0), "--nu-online -1.0"),
+    (dict(nu_online=math.inf), "--nu-online inf"),
     (dict(exploration_noise=-0.1), "--exploration-noise -0.1"),
     (dict(exploration_noise=math.nan), "--exploration-noise nan"),
     (dict(scratch=True, checkpoint=None, iterations=0), "--iterations 0"),
@@ -509,11 +515,37 @@ def test_bad_checkpoints(tuning: Callable, offline: Path, hopper_file: Path, tmp
     refused(tuning(checkpoint=folder_of(xql)), "it is of dmg_xql.py, not of dmg_iql.py")
     refused(tuning(num_seeds=3), "its num_seeds is 2")
     refused(tuning(seed=1), "its seed is 0")
+    refused(tuning(env_id="halfcheetah-medium-local"), "its env_id is hopper-medium-local")
     refused(tuning(normalize_states=False), "its normalize_states is True")
     refused(tuning(antmaze_reward=True), "its antmaze_reward is False")
     refused(tuning(scratch=True, num_seeds=2, checkpoint=offline), "either --checkpoint")
     refused(tuning(dataset_path=tmp_path / "other.hdf5"), "other.hdf5")
     refused(tuning(hidden_dim=8), "size mismatch")
+
+
+def test_dataset_of_the_checkpoint(tuning: Callable) -> None:
+    """Without --env-id, the dataset is that of the offline run."""
+    args = tuning(iterations=10, env_id=dmg_finetune.Args.env_id)
+    assert run(args).env_id == "hopper-medium-local"
+
+
+def test_rates_of_a_new_phase(tuning: Callable) -> None:
+    """--learning-rate holds for all three networks, whatever the offline rates were."""
+    args = tuning(iterations=10, learning_rate=1e-4)
+    run(args)
+    saved = checkpoint_of(args)["optimisers"]
+    assert saved.keys() == {"actor", "critic", "value"}
+    for optimiser in saved.values():
+        assert float(optimiser["param_groups"][0]["lr"]) == pytest.approx(1e-4)
+
+
+def test_lock_comes_before_reading(tuning: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process is refused before it has read the checkpoint: the first may write a newer one."""
+    args = tuning(iterations=10)
+    run(args)
+    monkeypatch.setattr(np, "fromfile", lambda *_: pytest.fail("transitions.bin was read"))
+    with FileLock(run_folder(args) / ".lock"), pytest.raises(Timeout):
+        run(replace(args, resume=True))
 
 
 def test_resume_refused(tuning: Callable) -> None:
@@ -525,11 +557,11 @@ def test_resume_refused(tuning: Callable) -> None:
     transitions = run_folder(args) / "transitions.bin"
     cases = [(dict(exploration_noise=0.2), "exploration_noise"), (dict(nu_online=0.3), "nu_online")]
     for changes, words in cases:
-        with pytest.raises(SystemExit, match=f"^error: cannot start from .*checkpoint.pt.*{words}"):
+        with pytest.raises(SystemExit, match=f"^error: cannot resume from .*checkpoint.pt.*{words}"):
             run(replace(args, resume=True, **changes))
     for size in (0, 100, 40 * 2 * 27 * 4 - 1, 40 * 2 * 4):
         transitions.write_bytes(files[transitions][:size])
-        with pytest.raises(SystemExit, match="^error: cannot start from .*checkpoint.pt"):
+        with pytest.raises(SystemExit, match="^error: cannot resume from .*checkpoint.pt"):
             run(replace(args, resume=True))
         assert transitions.read_bytes() == files[transitions][:size]
     transitions.write_bytes(
@@ -544,7 +576,7 @@ def test_resume_refused(tuning: Callable) -> None:
     flipped = bytearray(files[checkpoint])
     flipped[len(flipped) // 2] ^= 1
     checkpoint.write_bytes(flipped)
-    with pytest.raises(SystemExit, match="^error: cannot start from .*checkpoint.pt: it is damaged"):
+    with pytest.raises(SystemExit, match="^error: cannot resume from .*checkpoint.pt.*: it is damaged"):
         run(replace(args, resume=True))
     checkpoint.write_bytes(files[checkpoint])
     run(replace(args, resume=True))
