@@ -100,7 +100,7 @@ class Args:
     save_every: int = 10_000  # iterations between checkpoints, >= 1
 
 
-MAY_CHANGE = set("dataset_path run_dir resume device cudagraphs threads save_every torch".split())
+MAY_CHANGE = set("checkpoint dataset_path run_dir device cudagraphs threads save_every torch".split())
 ROBOTS = {  # simulator (D4RL's returns are those of -v4), and the returns that D4RL scores as 0 and 100
     "hopper": ("Hopper-v4", -20.272305, 3234.3),
     "walker2d": ("Walker2d-v4", 1.629008, 4592.3),

@@ -123,7 +123,7 @@ def flat(value: object, name: str = "") -> dict[str, object]:
 def outcome(folder: Path) -> dict[str, object]:
     """What a job computes: eval.csv, `done`, and its checkpoint but for flags that may change."""
     saved = load(folder)
-    free = importlib.import_module(saved["config"]["script"]).MAY_CHANGE | {"exp_name"}
+    free = importlib.import_module(saved["config"]["script"]).MAY_CHANGE | {"resume", "exp_name"}
     saved["config"] = {key: value for key, value in saved["config"].items() if key not in free}
     texts = {name: data for name, data in every_file(folder).items() if name in ("eval.csv", "done")}
     return flat(saved, "checkpoint") | texts

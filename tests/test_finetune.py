@@ -540,6 +540,17 @@ def test_rates_of_a_new_phase(tuning: Callable) -> None:
         assert float(optimiser["param_groups"][0]["lr"]) == pytest.approx(1e-4)
 
 
+def test_resumed_from_another_place(tuning: Callable, offline: Path, tmp_path: Path) -> None:
+    """A resume finds the offline run under another path, too, and ends as a run that was not stopped."""
+    whole, part = [tuning(exp_name=name, iterations=20) for name in ("whole", "part")]
+    run(whole)
+    killed_behind(10, part)
+    moved = shutil.copytree(offline, tmp_path / "moved")
+    run(replace(part, resume=True, checkpoint=moved / "checkpoint.pt"))
+    for name in ("transitions.bin", "eval.csv"):
+        assert (run_folder(whole) / name).read_bytes() == (run_folder(part) / name).read_bytes()
+
+
 def test_lock_comes_before_reading(tuning: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second process is refused before it has read the checkpoint: the first may write a newer one."""
     args = tuning(iterations=10)

@@ -148,7 +148,7 @@ def test_every_command_means_its_jobs_settings() -> None:
         config = json.loads(json.dumps(vars(args) | {"script": part.setting.script}, default=str))
         wanted = part.settings
         assert {key: config[key] for key in wanted} == wanted
-        free = script.MAY_CHANGE - {"torch"} | {"exp_name"} | set(config) & {"checkpoint"}
+        free = script.MAY_CHANGE - {"torch"} | {"resume", "exp_name"} | set(config) & {"checkpoint"}
         assert set(config) - set(wanted) == free
         assert (
             config["exp_name"] == part.setting.name and config["seed"] == 0 and config["num_seeds"] == 2

@@ -230,7 +230,7 @@ class Job:
             args.checkpoint = Path(self.setting.offline.name)  # any: the path is not compared
         script.resolve(args)
         values = json.loads(json.dumps(vars(args), default=str))
-        free = script.MAY_CHANGE | {"exp_name", "checkpoint"}
+        free = script.MAY_CHANGE | {"resume", "exp_name", "checkpoint"}
         return {"script": self.setting.script} | {key: values[key] for key in values if key not in free}
 
     def command(self, args: Args) -> list[str]:

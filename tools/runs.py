@@ -26,7 +26,7 @@ TYPES = {"env_id": str, "exp_name": str, "script": str, "seed": int, "rows": int
 TYPES |= dict.fromkeys(("dataset_path", "dataset_sha256", "checkpoint"), str | None)
 COUNTS = ("num_seeds", "eval_episodes", "iterations")
 # What may differ between runs whose seeds are put together.
-FREE = dmg_iql.MAY_CHANGE | {"seed", "num_seeds", "exp_name", "checkpoint"}
+FREE = dmg_iql.MAY_CHANGE | {"resume", "seed", "num_seeds", "exp_name", "checkpoint"}
 
 
 @dataclass(eq=False)
