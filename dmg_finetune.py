@@ -83,7 +83,7 @@ class Args:
     noise_clip: float = 0.5  # >= 0, bound of that noise
     policy_delay: int = 2  # iterations per step of the actor and the target networks, >= 1
     iterations: int = 1_000_000  # environment steps of each seed, one update each, >= 1 (Appendix C.2)
-    checkpoint: Path | None = None  # run or checkpoint.pt of dmg_iql.py: its dataset and seeds, too
+    checkpoint: Path | None = None  # run folder or checkpoint.pt of dmg_iql.py; sets dataset, seeds
     scratch: bool = False  # start from nothing, no data; TD3: with --lam 1 --nu 0 --warmup-steps 25000
     warmup_steps: int = 0  # first steps, with uniform actions and no update, >= 0
     exploration_noise: float = 0.1  # >= 0, standard deviation of the noise on actions (Appendix C.2)
@@ -145,7 +145,7 @@ def resolve(args: Args) -> None:
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     floats = max(8 * args.hidden_dim**2, 16 * BLOCK * args.batch_size, 250_000 * args.eval_episodes)
-    with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):  # room? roughly
+    with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):  # enough memory?
         torch.empty(args.num_seeds, max(floats, 70 * args.buffer_size), device=args.device)
 
 
@@ -281,7 +281,7 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
 def captured(agent: DMG) -> Callable:
     """agent.update as two CUDA graphs, with and without the actor step, captured at their sixth call."""
     torch.cuda.set_device(agent.lam.device)
-    torch.cuda.synchronize()  # the side stream does not wait for what was begun before
+    torch.cuda.synchronize()  # the new stream does not wait for earlier work
     torch.cuda.set_stream(torch.cuda.Stream())  # a capture needs its warm-up on a side stream
     calls, graphs = [0, 0], {}
 
@@ -353,15 +353,15 @@ def random_seeds(args: Args, *key: int, number: int = 1) -> np.ndarray:
 def draw_block(args: Args, block: int, action_dim: int) -> list[Tensor]:
     """Of BLOCK steps: places in the buffer, 0 to 1, [seeds, BLOCK, batch]; target noise [seeds, BLOCK,
     batch, action]; exploration noise and uniform actions [seeds, BLOCK, action]."""
-    draws = []
+    blocks = []
     for seed in random_seeds(args, 3, block)[:, 0]:
         draw = {"generator": torch.Generator(args.device).manual_seed(int(seed)), "device": args.device}
         places = torch.rand(BLOCK, args.batch_size, dtype=torch.float64, **draw)
         noise = torch.randn(BLOCK, args.batch_size, action_dim, **draw) * args.policy_noise
         explore = torch.randn(BLOCK, action_dim, **draw) * args.exploration_noise
         uniform = 2 * torch.rand(BLOCK, action_dim, **draw) - 1
-        draws.append((places, noise.clamp_(-args.noise_clip, args.noise_clip), explore, uniform))
-    return [torch.stack(x) for x in zip(*draws)]
+        blocks.append((places, noise.clamp_(-args.noise_clip, args.noise_clip), explore, uniform))
+    return [torch.stack(x) for x in zip(*blocks)]
 
 
 def buffer_rows(places: Tensor, rows: int, steps: int, args: Args) -> Tensor:
@@ -481,7 +481,7 @@ def train(args: Args) -> None:
     if not args.scratch:
         buffer, mean, std, attrs = load_dataset(args, env)
         sha = hashlib.sha256(args.dataset_path.read_bytes()).hexdigest()
-    _, low, high = ROBOTS.get(args.env_id.split("-")[0], ("", 0.0, 100.0))  # else score = return
+    _, low, high = ROBOTS.get(args.env_id.split("-")[0], ("", 0.0, 100.0))  # default: the return
     low, high = attrs.get("ref_min_score", low), attrs.get("ref_max_score", high)
     update = captured(agent) if args.cudagraphs and agent.lam.is_cuda else agent.update
     envs = [make_env(args.env_id) for _ in range(args.num_seeds * args.eval_episodes)]
@@ -496,7 +496,7 @@ def train(args: Args) -> None:
     rows = len(buffer)
     buffer = torch.cat((buffer, buffer.new_empty(args.num_seeds * args.buffer_size, buffer.shape[1])))
     online = buffer[rows:].view(args.num_seeds, args.buffer_size, -1)
-    slot = online[:, 0]  # one step of all seeds, as transitions.bin has them, one behind another
+    slot = online[:, 0]  # one step of every seed; transitions.bin is a sequence of these
     folder.mkdir(parents=True, exist_ok=args.resume)
     _lock = FileLock(folder / ".lock").acquire(blocking=False)  # raises Timeout if another run holds it
     data = dict(script=Args.exp_name, rows=rows, dataset_sha256=sha, torch=torch.__version__)

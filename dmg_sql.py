@@ -129,7 +129,7 @@ def resolve(args: Args) -> None:
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     floats = max(8 * args.hidden_dim**2, 16 * BLOCK * args.batch_size, 250_000 * args.eval_episodes)
-    with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):  # room? roughly
+    with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):  # enough memory?
         torch.empty(args.num_seeds, floats, device=args.device)
 
 
@@ -269,7 +269,7 @@ class DMG(nn.Module):  # the networks and optimisers of all seeds, and the updat
 def captured(agent: DMG) -> Callable:
     """agent.update as two CUDA graphs, with and without the actor step, captured at their sixth call."""
     torch.cuda.set_device(agent.lam.device)
-    torch.cuda.synchronize()  # the side stream does not wait for what was begun before
+    torch.cuda.synchronize()  # the new stream does not wait for earlier work
     torch.cuda.set_stream(torch.cuda.Stream())  # a capture needs its warm-up on a side stream
     calls, graphs = [0, 0], {}
 
@@ -404,7 +404,7 @@ def train(args: Args) -> None:
         raise SystemExit(f"error: {folder} exists; --resume continues it, --exp-name starts another run")
     env = make_env(args.env_id)
     buffer, mean, std, attrs = load_dataset(args, env)
-    _, low, high = ROBOTS.get(args.env_id.split("-")[0], ("", 0.0, 100.0))  # else score = return
+    _, low, high = ROBOTS.get(args.env_id.split("-")[0], ("", 0.0, 100.0))  # default: the return
     low, high = attrs.get("ref_min_score", low), attrs.get("ref_max_score", high)
     agent = DMG(args, len(mean), env.action_space.shape[0])
     update = captured(agent) if args.cudagraphs and agent.lam.is_cuda else agent.update
