@@ -13,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-# glibc keeps freed memory instead of giving it back: about a fifth faster on a CPU.
+# glibc keeps freed memory instead of giving it back: faster on a CPU.
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=268435456
 export GOMP_SPINCOUNT=10000 # threads do not wait in a busy loop while other processes need the cores
 export TQDM_MININTERVAL=5   # a line of progress every five seconds at most
