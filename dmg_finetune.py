@@ -17,7 +17,7 @@ Every step in the environment is followed by one update, on the dataset and the 
     Q_θ'(s, a)    q_slow                 exp(α A)     weight        τ      expectile
     Q_θ'(s', a')  q2                     V_ψ(s')      v2            γ      gamma
 
-Six departures from the paper, all in the authors' code (github.com/maoyixiu/DMG, commit 28dfe7c):
+Six departures from Eq. 14-16, all in the authors' IQL code (github.com/maoyixiu/DMG, commit 28dfe7c):
  1 Eq. 14 prints -ν E[w log π]. In an objective that is maximised, this pushes π away from the data. The
    penalty of Eq. 13 is KL(β*||π) = const - E_β*[log π], so the sign is +ν.
  2 The policy is deterministic and log π becomes -(π(s) - a)², averaged over the action dimensions.
@@ -59,7 +59,7 @@ from tqdm import tqdm
 class Args:
     """Train DMG. Flags left at None take the dataset's preset, named at the end of their help."""
 
-    env_id: str = "walker2d-medium-v2"  # D4RL, *-local (docs/data.md), or Gymnasium id + --dataset-path
+    env_id: str = ""  # the checkpoint's; D4RL, *-local (docs/data.md), or Gymnasium id + --dataset-path
     dataset_path: Path | None = None  # HDF5 file; None: in $D4RL_DATASET_DIR, or download D4RL's
     exp_name: str = Path(__file__).stem  # label of the run
     run_dir: Path = Path("runs")  # parent of <env_id>__<exp_name>__s<first seed>-<last seed>
@@ -83,15 +83,15 @@ class Args:
     noise_clip: float = 0.5  # >= 0, bound of that noise
     policy_delay: int = 2  # iterations per step of the actor and the target networks, >= 1
     iterations: int = 1_000_000  # environment steps of each seed, one update each, >= 1 (Appendix C.2)
-    checkpoint: Path | None = None  # run folder or checkpoint.pt of dmg_iql.py; sets dataset, seeds
+    checkpoint: Path | None = None  # run folder or checkpoint.pt of dmg_iql.py; sets env_id, seeds
     scratch: bool = False  # start from nothing, no data; TD3: with --lam 1 --nu 0 --warmup-steps 25000
     warmup_steps: int = 0  # first steps, with uniform actions and no update, >= 0
     exploration_noise: float = 0.1  # >= 0, standard deviation of the noise on actions (Appendix C.2)
     buffer_size: int = 1_000_000  # online transitions kept for each seed, >= 1, beside the dataset
     lam_online: float | None = None  # in [0, 1], λ's end; 2 lam, at most 1 (Appendix C.2: 0.5)
     nu_online: float | None = None  # >= 0, ν's end; nu / 100 (Appendix C.2: 0.005)
-    decay: float = 0.99  # in [0, 1], factor on what λ and ν lack to their ends (authors' code)
-    decay_every: int = 1_000  # updates between two such steps, >= 1 (authors' code)
+    decay: float = 0.99  # in [0, 1], factor on what λ and ν lack to their ends (Appendix C.2)
+    decay_every: int = 1_000  # updates between two such steps, >= 1 (Appendix C.2)
     normalize_states: bool | None = None  # to zero mean and unit variance; True, AntMaze False
     antmaze_reward: bool | None = None  # reward 1 becomes 0, any other -1; False, AntMaze True
     eval_every: int | None = None  # iterations between evaluations, >= 1; 20,000, AntMaze 50,000
@@ -121,7 +121,7 @@ def blame(what: str) -> Iterator[None]:
 
 
 def resolve(args: Args) -> None:
-    """Fill in presets (Table 5, C.1; weight_clip, eval_every: authors' code). SystemExit: a bad flag."""
+    """Fill in presets (Appendix C; weight_clip, eval_every: authors' code). SystemExit: a bad flag."""
     robot = dict(expectile=0.7, temperature=3.0, weight_clip=3.0, eval_every=20_000, eval_episodes=10)
     maze = dict(expectile=0.9, temperature=10.0, weight_clip=100.0, eval_every=50_000, eval_episodes=100)
     antmaze = args.env_id.startswith("antmaze-")
@@ -134,8 +134,8 @@ def resolve(args: Args) -> None:
         if value is None and key in preset:
             setattr(args, key, value := preset[key])
         low = int(type(value) is int and key not in ("seed", "warmup_steps"))
-        fractions = "lam lam_online expectile gamma polyak learning_rate decay".split()
-        top = 1 if key in fractions else 1e9 if low or key == "nu_online" and args.nu < 1e9 else np.inf
+        unit = "lam lam_online expectile gamma polyak learning_rate decay".split()
+        top = 1 if key in unit else 1e9 if low or key == "nu_online" and args.nu < np.inf else np.inf
         if isinstance(value, int | float) and not low <= value <= top:
             raise SystemExit(f"error: --{key.replace('_', '-')} {value}: expected {low} to {top:g}")
     if args.scratch == bool(args.checkpoint):
@@ -149,7 +149,7 @@ def resolve(args: Args) -> None:
         torch.empty(args.num_seeds, max(floats, 70 * args.buffer_size), device=args.device)
 
 
-# ---- Networks of all seeds, side by side: nets = copies * seeds ---------------------------------------
+# ---- Networks of all seeds, side by side: nets = seeds, or 2 * seeds for twins ------------------------
 class Linear(nn.Module):
     """x [nets, batch, in] -> [nets, batch, out]. Initialised as torch.nn.Linear: uniform in
     ±1/sqrt(in), one generator per seed. (A plain torch.nn module would be shared by all seeds.)"""
@@ -209,7 +209,7 @@ def critic_loss(q: Tensor, r: Tensor, discount: Tensor, q2: Tensor, v2: Tensor, 
     return (q - target).square().mean(-1).sum(0)
 
 
-# Eq. 14 (from Eq. 11-13), negated, with +ν in place of its -ν
+# Eq. 14 with +ν for its -ν and -(π - a)² for log π, then negated: a loss
 def actor_loss(q: Tensor, pi: Tensor, a: Tensor, adv: Tensor, nu: Tensor, args: Args) -> Tensor:
     """-E[Q_θ(s, π_φ(s))] / mean |Q| + ν E[w (π_φ(s) - a)²], w = exp(α A). For ν = inf, cloning alone."""
     weight = (args.temperature * adv).exp().clamp(max=args.weight_clip)
@@ -319,17 +319,17 @@ def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarr
     with blame(f"cannot use {path} for {args.env_id} (see docs/data.md)"):
         with h5py.File(path, "r", locking=False) as file:
             attrs = {"env_id": args.env_id, **file.attrs}
-            end = "timeouts" if "timeouts" in file else "next_observations"
-            names = ["observations", "actions", "rewards", "terminals", end]
+            last = "timeouts" if "timeouts" in file else "next_observations"
+            names = ["observations", "actions", "rewards", "terminals", last]
             arrays = [np.column_stack([np.float32(file[name][:])]) for name in names]
         space, state_dim = env.unwrapped.action_space, env.observation_space.shape[0]
-        widths = [state_dim, *space.shape, 1, 1, 1 if end == "timeouts" else state_dim]
+        widths = [state_dim, *space.shape, 1, 1, 1 if last == "timeouts" else state_dim]
         assert [array.shape[1] for array in arrays] == widths, f"{names} should have widths {widths}"
         assert np.isfinite(np.hstack(arrays)).all(), "it has NaN or infinite numbers"
         assert task.split("-")[0].lower() in str(attrs["env_id"]).lower(), f"it is for {attrs['env_id']}"
-        s, a, r, terminal, s2 = arrays  # or the timeouts, in s2's place
-        if end == "timeouts":
-            keep = np.flatnonzero(s2[:-1] == 0)
+        s, a, r, terminal, s2 = arrays
+        if last == "timeouts":
+            keep = np.flatnonzero(arrays[-1][:-1] == 0)
             s, a, r, terminal, s2 = s[keep], a[keep], r[keep], terminal[keep], s[keep + 1]
         a = (a - (space.high + space.low) / 2) / ((space.high - space.low) / 2)
         assert len(a) and np.abs(a).max() < 1 + 1e-5, f"it has no transition, or actions outside {space}"
@@ -343,9 +343,8 @@ def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarr
 
 
 def random_seeds(args: Args, *key: int, number: int = 1) -> np.ndarray:
-    """Random seeds [seeds, number] from (seed, key) alone: a resume or other seeds change nothing.
-    Keys: (0,) first weights, (1, block) batches and noise, (2, iteration) evaluation, (3, block) and
-    (4, episode) the online phase."""
+    """Random seeds [seeds, number] from (seed, key) alone, not from other seeds or a resume.
+    Keys: (0,) first weights, (2, step) evaluation, (3, block) batches and noise, (4, episode) resets."""
     seeds = range(args.seed, args.seed + args.num_seeds)
     return np.stack([np.random.SeedSequence((k, *key)).generate_state(number, np.uint64) for k in seeds])
 
@@ -449,7 +448,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def load_offline(args: Args) -> dict:
-    """The checkpoint of dmg_iql.py to start from; `args` gets its dataset, seeds and normalisation.
+    """The checkpoint of dmg_iql.py to start from; `args` gets its env_id, seeds and normalisation.
     Raises SystemExit if there is none."""
     path = args.checkpoint / "checkpoint.pt" if args.checkpoint.is_dir() else args.checkpoint
     with blame(f"--checkpoint {path} cannot be fine-tuned"):

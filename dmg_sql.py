@@ -15,7 +15,7 @@ Mao et al., "Doubly Mild Generalization for Offline Reinforcement Learning", Neu
     Q_θ'(s, a)    q_slow                 exp(α A)     weight        SQL's α: alpha
     Q_θ'(s', a')  q2                     V_ψ(s')      v2            γ      gamma
 
-Six departures from the paper, all in the authors' code (github.com/maoyixiu/DMG, commit 28dfe7c):
+Six departures from Eq. 14-16, all in the authors' IQL code (github.com/maoyixiu/DMG, commit 28dfe7c):
  1 Eq. 14 prints -ν E[w log π]. In an objective that is maximised, this pushes π away from the data. The
    penalty of Eq. 13 is KL(β*||π) = const - E_β*[log π], so the sign is +ν.
  2 The policy is deterministic and log π becomes -(π(s) - a)², averaged over the action dimensions.
@@ -110,7 +110,7 @@ def blame(what: str) -> Iterator[None]:
 
 
 def resolve(args: Args) -> None:
-    """Fill in presets (Table 5, C.1; weight_clip, eval_every: authors' code). SystemExit: a bad flag."""
+    """Fill in presets (Appendix C; weight_clip, eval_every: authors' code). SystemExit: a bad flag."""
     robot = dict(temperature=3.0, weight_clip=3.0, eval_every=20_000, eval_episodes=10)
     maze = dict(temperature=10.0, weight_clip=100.0, eval_every=50_000, eval_episodes=100)
     antmaze = args.env_id.startswith("antmaze-")
@@ -130,10 +130,10 @@ def resolve(args: Args) -> None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     floats = max(8 * args.hidden_dim**2, 16 * BLOCK * args.batch_size, 250_000 * args.eval_episodes)
     with blame(f"cannot put {args.num_seeds} seed(s) on --device {args.device}"):  # enough memory?
-        torch.empty(args.num_seeds, floats, device=args.device)
+        torch.empty(args.num_seeds, floats, device=args.device)  # networks, draws, simulators
 
 
-# ---- Networks of all seeds, side by side: nets = copies * seeds ---------------------------------------
+# ---- Networks of all seeds, side by side: nets = seeds, or 2 * seeds for twins ------------------------
 class Linear(nn.Module):
     """x [nets, batch, in] -> [nets, batch, out]. Initialised as torch.nn.Linear: uniform in
     ±1/sqrt(in), one generator per seed. (A plain torch.nn module would be shared by all seeds.)"""
@@ -195,7 +195,7 @@ def critic_loss(q: Tensor, r: Tensor, discount: Tensor, q2: Tensor, v2: Tensor, 
     return (q - target).square().mean(-1).sum(0)
 
 
-# Eq. 14 (from Eq. 11-13), negated, with +ν in place of its -ν
+# Eq. 14 with +ν for its -ν and -(π - a)² for log π, then negated: a loss
 def actor_loss(q: Tensor, pi: Tensor, a: Tensor, adv: Tensor, nu: Tensor, args: Args) -> Tensor:
     """-E[Q_θ(s, π_φ(s))] / mean |Q| + ν E[w (π_φ(s) - a)²], w = exp(α A). For ν = inf, cloning alone."""
     weight = (args.temperature * adv).exp().clamp(max=args.weight_clip)
@@ -307,17 +307,17 @@ def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarr
     with blame(f"cannot use {path} for {args.env_id} (see docs/data.md)"):
         with h5py.File(path, "r", locking=False) as file:
             attrs = {"env_id": args.env_id, **file.attrs}
-            end = "timeouts" if "timeouts" in file else "next_observations"
-            names = ["observations", "actions", "rewards", "terminals", end]
+            last = "timeouts" if "timeouts" in file else "next_observations"
+            names = ["observations", "actions", "rewards", "terminals", last]
             arrays = [np.column_stack([np.float32(file[name][:])]) for name in names]
         space, state_dim = env.unwrapped.action_space, env.observation_space.shape[0]
-        widths = [state_dim, *space.shape, 1, 1, 1 if end == "timeouts" else state_dim]
+        widths = [state_dim, *space.shape, 1, 1, 1 if last == "timeouts" else state_dim]
         assert [array.shape[1] for array in arrays] == widths, f"{names} should have widths {widths}"
         assert np.isfinite(np.hstack(arrays)).all(), "it has NaN or infinite numbers"
         assert task.split("-")[0].lower() in str(attrs["env_id"]).lower(), f"it is for {attrs['env_id']}"
-        s, a, r, terminal, s2 = arrays  # or the timeouts, in s2's place
-        if end == "timeouts":
-            keep = np.flatnonzero(s2[:-1] == 0)
+        s, a, r, terminal, s2 = arrays
+        if last == "timeouts":
+            keep = np.flatnonzero(arrays[-1][:-1] == 0)
             s, a, r, terminal, s2 = s[keep], a[keep], r[keep], terminal[keep], s[keep + 1]
         a = (a - (space.high + space.low) / 2) / ((space.high - space.low) / 2)
         assert len(a) and np.abs(a).max() < 1 + 1e-5, f"it has no transition, or actions outside {space}"
@@ -331,7 +331,7 @@ def load_dataset(args: Args, env: gym.Env) -> tuple[Tensor, np.ndarray, np.ndarr
 
 
 def random_seeds(args: Args, *key: int, number: int = 1) -> np.ndarray:
-    """Random seeds [seeds, number] from (seed, key) alone: a resume or other seeds change nothing.
+    """Random seeds [seeds, number] from (seed, key) alone, not from other seeds or a resume.
     Keys: (0,) first weights, (1, block) batches and noise, (2, iteration) evaluation."""
     seeds = range(args.seed, args.seed + args.num_seeds)
     return np.stack([np.random.SeedSequence((k, *key)).generate_state(number, np.uint64) for k in seeds])

@@ -481,6 +481,7 @@ BAD_FLAGS = [
     (dict(lam_online=1.5), "--lam-online 1.5"),
     (dict(nu_online=-1.0), "--nu-online -1.0"),
     (dict(nu_online=math.inf), "--nu-online inf"),
+    (dict(nu=1e10, nu_online=math.inf), "--nu-online inf"),
     (dict(exploration_noise=-0.1), "--exploration-noise -0.1"),
     (dict(exploration_noise=math.nan), "--exploration-noise nan"),
     (dict(scratch=True, checkpoint=None, iterations=0), "--iterations 0"),
@@ -516,7 +517,8 @@ def test_bad_checkpoints(tuning: Callable, offline: Path, hopper_file: Path, tmp
     refused(tuning(checkpoint=folder_of(xql)), "it is of dmg_xql.py, not of dmg_iql.py")
     refused(tuning(num_seeds=3), "its num_seeds is 2")
     refused(tuning(seed=1), "its seed is 0")
-    refused(tuning(env_id="halfcheetah-medium-local"), "its env_id is hopper-medium-local")
+    for env_id in ("halfcheetah-medium-local", "walker2d-medium-v2"):
+        refused(tuning(env_id=env_id), "its env_id is hopper-medium-local")
     refused(tuning(normalize_states=False), "its normalize_states is True")
     refused(tuning(antmaze_reward=True), "its antmaze_reward is False")
     refused(tuning(scratch=True, num_seeds=2, checkpoint=offline), "either --checkpoint")

@@ -54,7 +54,7 @@ MAY_DIFFER = {
         }
         | {"draw_block": 18, "train": 109},
         {"buffer_rows", "schedule", "Player", "load_offline"},
-        {key: [key] for key in ("gamma", "learning_rate")} | {"iterations": ONLINE_FLAGS},
+        {key: [key] for key in ("env_id", "gamma", "learning_rate")} | {"iterations": ONLINE_FLAGS},
     ),
 }
 
