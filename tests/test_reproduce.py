@@ -430,7 +430,7 @@ def test_a_killed_command_is_resumed(
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    with FileLock(run / ".lock", timeout=60):  # until the job, which is the command's child, is dead, too
+    with FileLock(run / ".lock", timeout=60):  # until the job, its child, is dead, too
         pass
     (job,) = (job for job in jobs(*words) if job.env_id == HOPPER)
     assert job.state(run.parent) == "cut short"
