@@ -59,7 +59,7 @@ from tqdm import tqdm
 class Args:
     """Train DMG. Flags left at None take the dataset's preset, named at the end of their help."""
 
-    env_id: str = ""  # the checkpoint's; D4RL, *-local (docs/data.md), or Gymnasium id + --dataset-path
+    env_id: str = ""  # D4RL, *-local (docs/data.md), Gymnasium id + --dataset-path; the checkpoint's
     dataset_path: Path | None = None  # HDF5 file; None: in $D4RL_DATASET_DIR, or download D4RL's
     exp_name: str = Path(__file__).stem  # label of the run
     run_dir: Path = Path("runs")  # parent of <env_id>__<exp_name>__s<first seed>-<last seed>
